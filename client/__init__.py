@@ -1,0 +1,1 @@
+"""One hospital: its records, its ledger, its training, its answers."""

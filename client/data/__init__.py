@@ -1,0 +1,1 @@
+"""From a hospital's files to tensors that keep the study's contract."""

@@ -1,0 +1,1 @@
+"""The guarantees: secure aggregation, the private step, its accounting and the ledger."""

@@ -1,0 +1,1 @@
+"""The coordinator: the rounds, the checkpoints, the results."""

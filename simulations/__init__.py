@@ -1,0 +1,1 @@
+"""Many virtual sites on one machine, through the client's and the server's own code."""
