@@ -1,0 +1,188 @@
+"""The data contract of a study: which columns a record has and which public values they may take.
+
+It holds no record and reads no file. Every range, category, alphabet and length is written by the
+study, so that turning records into tensors never looks at what the records happen to hold.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Missing = Literal["refuse", "constant", "indicator"]
+SeriesMissing = Literal["refuse", "constant", "indicator", "forward", "forward_indicator"]
+
+
+class Section(BaseModel):
+    """A part of a document: unknown keys refused, values as written, nothing changed afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class Column(Section):
+    """What every column may say besides its kind.
+
+    ``array`` and ``index`` say where an NPZ file keeps the column: ``archive[array][:, index]``.
+    """
+
+    array: str | None = None  # NPZ only; "{part}" stands for each of data.parts
+    index: int | None = Field(None, ge=0)
+
+
+class NumberColumn(Column):
+    """A number with a public range; [low, high] becomes [-1, 1]."""
+
+    kind: Literal["number"]
+    low: float
+    high: float
+    unit: str | None = None
+    scale: Literal["linear", "log"] = "linear"  # log: log1p(x - low), for long tails
+    outside: Literal["refuse", "clamp"] = "refuse"
+    missing: Missing = "refuse"
+    fill: float | None = None  # what stands in for a missing value; default: middle of the range
+    input: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        if self.fill is not None and not self.low <= self.fill <= self.high:
+            raise ValueError(f"expected fill between low and high, found {self.fill}")
+        return self
+
+
+class CategoryColumn(Column):
+    """One of a few public values; equal numbers are equal values ("1" is "1.0")."""
+
+    kind: Literal["category"]
+    values: tuple[str, ...] = Field(min_length=1)
+    missing: Missing = "refuse"  # constant: all zeros; indicator: one more value
+    input: bool = True
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.values)) < len(self.values):
+            raise ValueError("expected values without repetition")
+        return self
+
+
+class IdColumn(Column):
+    """A name that is never an input: a patient, a sample."""
+
+    kind: Literal["id"]
+
+
+class Variable(Section):
+    """One measured quantity of a series, with its public range."""
+
+    low: float
+    high: float
+    unit: str | None = None
+    scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        return self
+
+
+class SeriesColumn(Column):
+    """Equally spaced measurements, (steps, variables); forward: the last value is carried on."""
+
+    kind: Literal["series"]
+    steps: int = Field(ge=1, le=100_000)
+    variables: dict[str, Variable] = Field(min_length=1)
+    outside: Literal["refuse", "clamp"] = "refuse"
+    missing: SeriesMissing = "refuse"
+
+
+class ImageColumn(Column):
+    """A picture of fixed size; [low, high] becomes [0, 1] per pixel."""
+
+    kind: Literal["image"]
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    channels: int = Field(1, ge=1, le=16)
+    low: float = 0.0
+    high: float = 255.0
+
+
+class LettersColumn(Column):
+    """A sequence of single letters of a public alphabet: token ids 1 and up, 0 for padding."""
+
+    kind: Literal["letters"]
+    alphabet: str = Field(min_length=1)
+    length: int = Field(ge=1, le=100_000)
+
+
+class WordsColumn(Column):
+    """A text: its words hashed into public buckets (no vocabulary is learnt from records)."""
+
+    kind: Literal["words"]
+    buckets: int = Field(8192, ge=16, le=1 << 20)
+    length: int = Field(64, ge=1, le=100_000)
+
+
+AnyColumn = Annotated[
+    NumberColumn
+    | CategoryColumn
+    | IdColumn
+    | SeriesColumn
+    | ImageColumn
+    | LettersColumn
+    | WordsColumn,
+    Field(discriminator="kind"),
+]
+
+
+class Data(Section):
+    """The contract of every site's records, and how their files are laid out."""
+
+    target: str
+    columns: dict[str, AnyColumn] = Field(min_length=1)
+    positive: tuple[str, ...] = ()  # values of the target that count as "yes": makes it binary
+    patient: str | None = None
+    format: Literal["csv", "tsv", "jsonl", "npz", "png"] | None = None  # default: by file name
+    files: str | None = None  # which files of the folder, e.g. "processed.*.data"
+    header: bool = True  # False: the columns in the order of the study
+    missing: tuple[str, ...] = ("",)  # marks of a missing value in text files
+    parts: tuple[str, ...] = ()  # NPZ that keep a data set in parts; gives the public column "part"
+    builtin: Literal["breast_cancer", "digits"] | None = None  # records inside scikit-learn
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        target = self.columns.get(self.target)
+        if not isinstance(target, NumberColumn | CategoryColumn):
+            raise ValueError(f"target: expected a number or category column, found {self.target!r}")
+        if self.positive:
+            if not isinstance(target, CategoryColumn):
+                raise ValueError("positive: expected a category target")
+            unknown = sorted(set(self.positive) - set(target.values))
+            if unknown or len(set(self.positive)) >= len(target.values):
+                raise ValueError("positive: expected some, not all, of the values of the target")
+        if self.patient is not None and not isinstance(self.columns.get(self.patient), IdColumn):
+            raise ValueError(f"patient: expected a column of kind id, found {self.patient!r}")
+        if "part" in self.columns and self.parts:
+            raise ValueError("parts: expected no column named 'part' beside it")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the network's outputs; () for a number."""
+        target = self.columns[self.target]
+        if not isinstance(target, CategoryColumn):
+            return ()
+        return ("no", "yes") if self.positive else target.values
+
+    @property
+    def inputs(self) -> dict[str, AnyColumn]:
+        """The columns that a network sees, in the study's order."""
+        return {
+            name: column
+            for name, column in self.columns.items()
+            if name != self.target
+            and not isinstance(column, IdColumn)
+            and getattr(column, "input", True)
+        }

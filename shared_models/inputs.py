@@ -1,0 +1,111 @@
+"""The shape and the feature names of a network's input, as the data contract fixes them.
+
+It turns no record into numbers: the readers of a site do, in the order that is named here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from privacy.errors import StudyError
+from shared_models.contract import (
+    AnyColumn,
+    CategoryColumn,
+    Data,
+    ImageColumn,
+    LettersColumn,
+    NumberColumn,
+    SeriesColumn,
+    WordsColumn,
+)
+from shared_models.study import Study
+
+C = TypeVar("C")
+
+PADDING = 0  # the token id that stands for nothing
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one record looks like to a network.
+
+    Attributes:
+        kind: features (F,) | series (T, F) | image (C, H, W), float32; tokens (L,), int64.
+        shape: of one record, without the batch.
+        names: of the F features; () for images and tokens.
+        vocabulary: number of token ids, padding included; 0 for numbers.
+    """
+
+    kind: Literal["features", "series", "image", "tokens"]
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    vocabulary: int = 0
+
+
+def input_spec(study: Study) -> InputSpec:
+    """Return the shape of one record's input.
+
+    Raises:
+        StudyError: the columns are not those that the task wants.
+    """
+    inputs = study.data.inputs
+    if study.task == "tabular":
+        names = scalar_names(inputs)
+        if len(names) == 0:
+            raise _wants(study, "number or category columns")
+        return InputSpec("features", (len(names),), names)
+    if study.task == "series":
+        series = _only(study, SeriesColumn)
+        names = tuple(series.variables)
+        if series.missing in {"indicator", "forward_indicator"}:
+            names += tuple(f"{name} missing" for name in series.variables)
+        names += scalar_names({n: c for n, c in inputs.items() if c is not series})
+        return InputSpec("series", (series.steps, len(names)), names)
+    if study.task == "image":
+        image = _only(study, ImageColumn)
+        return InputSpec("image", (image.channels, image.height, image.width))
+    tokens = _only(study, LettersColumn, WordsColumn)
+    size = len(tokens.alphabet) if isinstance(tokens, LettersColumn) else tokens.buckets
+    return InputSpec("tokens", (tokens.length,), vocabulary=size + 1)
+
+
+def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:
+    """Return the names of the features of number and category columns, in the study's order.
+
+    A number is one feature, a category one a value (one-hot); missing = "indicator" adds one more.
+    """
+    names: list[str] = []
+    for name, column in columns.items():
+        if isinstance(column, NumberColumn):
+            names.append(name)
+        elif isinstance(column, CategoryColumn):
+            names.extend(f"{name}={value}" for value in column.values)
+        else:
+            continue
+        if column.missing == "indicator":
+            names.append(f"{name} missing")
+    return tuple(names)
+
+
+def outputs(study: Study) -> int:
+    """Return how many outputs: one a class, or one for two classes or a number."""
+    classes = study.data.classes
+    if len(classes) > 2:
+        return len(classes)
+    return study.model.outputs if classes else 1
+
+
+def loss_kind(data: Data) -> Literal["binary", "multiclass", "regression"]:
+    """Return what the target asks for."""
+    count = len(data.classes)
+    return "regression" if count == 0 else "binary" if count == 2 else "multiclass"
+
+
+def _only(study: Study, *kinds: type[C]) -> C:
+    found = [column for column in study.data.inputs.values() if isinstance(column, kinds)]
+    if len(found) != 1:
+        raise _wants(study, f"exactly one input column of kind {kinds[0].__name__}")
+    return found[0]
+
+
+def _wants(study: Study, wanted: str) -> StudyError:
+    return StudyError(f"data.columns: task {study.task!r} expected {wanted}")

@@ -1,0 +1,230 @@
+"""The study file: one frozen document that says what is learnt, from which records, how privately.
+
+It reads and checks TOML; it does not look at records and starts nothing.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from privacy.errors import StudyError
+from shared_models.contract import Data, Section
+from shared_models.sections import (
+    MASKED_SITES_MAX,
+    Aggregation,
+    DistributedPrivacy,
+    Evaluation,
+    Model,
+    NoPrivacy,
+    Privacy,
+    Simulation,
+    Training,
+)
+
+STUDY_BYTES_MAX = 1 << 20
+
+
+class Study(Section):
+    """The whole document. Equal studies have equal digests, whatever their file looks like."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    task: Literal["tabular", "image", "series", "sequence"]
+    rounds: int = Field(ge=1, le=1_000_000)
+    data: Data
+    model: Model
+    training: Training
+    privacy: Privacy
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    simulation: Simulation = Simulation()
+
+    @model_validator(mode="after")
+    def _modes(self) -> Self:
+        self._training_fits()
+        self._privacy_fits()
+        aggregation, simulation = self.aggregation, self.simulation
+        if isinstance(self.privacy, DistributedPrivacy):
+            if aggregation.strategy in {"fedprox", "scaffold"}:
+                raise ValueError(
+                    "aggregation.strategy: expected fedavg or an adaptive one with privacy.mode = "
+                    f"'distributed', found {aggregation.strategy!r}"
+                )
+            if "value_bound" in aggregation.model_fields_set:
+                raise ValueError(
+                    "aggregation.value_bound: has no meaning with privacy.mode = 'distributed'; "
+                    "the scale follows from privacy.clipping_norm"
+                )
+        size = aggregation.cohort or simulation.sites
+        if aggregation.masking == "fsa1" and size > MASKED_SITES_MAX:
+            raise ValueError(
+                f"aggregation.cohort: expected 3 to {MASKED_SITES_MAX} when more than "
+                f"{MASKED_SITES_MAX} sites mask, found {aggregation.cohort}"
+            )
+        if aggregation.cohort > simulation.sites:
+            raise ValueError(
+                f"aggregation.cohort: expected at most simulation.sites ({simulation.sites}), "
+                f"found {aggregation.cohort}"
+            )
+        return self
+
+    def _training_fits(self) -> None:
+        training, mode = self.training, self.privacy.mode
+        if training.local_steps is not None and training.local_epochs is not None:
+            raise ValueError("training: expected local_steps or local_epochs, not both")
+        if training.momentum and training.optimizer != "sgd":
+            raise ValueError("training.momentum: expected optimizer = 'sgd' with it")
+        if mode == "none":
+            if training.local_epochs is not None and training.batch_size is None:
+                raise ValueError("training.batch_size: missing, expected with local_epochs")
+            if training.local_steps is None and training.local_epochs is None:
+                raise ValueError("training.local_steps: missing (or local_epochs with batch_size)")
+            return
+        for key in ("local_epochs", "batch_size"):
+            if getattr(training, key) is not None:
+                raise ValueError(f"training.{key}: expected only with privacy.mode = 'none'")
+        if mode == "local" and training.local_steps is None:
+            raise ValueError("training.local_steps: missing, expected with privacy.mode = 'local'")
+        if mode == "distributed" and training.local_steps not in {None, 1}:
+            raise ValueError("training.local_steps: expected none with privacy.mode='distributed'")
+
+    def _privacy_fits(self) -> None:
+        if isinstance(self.privacy, NoPrivacy):
+            return
+        if self.aggregation.weighting == "records":
+            raise ValueError(
+                "aggregation.weighting: 'records' expects privacy.mode = 'none'; "
+                "a record count is never told under privacy"
+            )
+        if self.evaluation.folds is not None:
+            raise ValueError("evaluation.folds: expected only with privacy.mode = 'none'")
+        if self.evaluation.patience is not None:
+            raise ValueError(
+                "evaluation.patience: early stopping under privacy needs a noised evaluation, "
+                "which this version does not have"
+            )
+        if self.privacy.unit == "patient" and self.data.patient is None:
+            raise ValueError("data.patient: missing, expected with privacy.unit = 'patient'")
+
+    @property
+    def spare_attempts(self) -> int:
+        """Attempts beyond one a round that the noise is calibrated for."""
+        spare = self.aggregation.spare_attempts
+        return -(-self.rounds // 10) if spare is None else spare
+
+    def canonical(self) -> str:
+        """Return the canonical JSON: defaults filled in, keys sorted, columns in order."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        columns = document["data"]["columns"]
+        # A table's order is its file's order when there is no header: the digest must cover it.
+        document["data"]["columns"] = [{"name": name, **columns[name]} for name in columns]
+        for column in document["data"]["columns"]:
+            if column["kind"] == "series":
+                column["variables"] = [{"name": n, **v} for n, v in column["variables"].items()]
+        return json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def document(self) -> dict[str, Any]:
+        """Return the study as a TOML document that loads into an equal study."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and apply ``KEY=VALUE`` overrides, such as ``privacy.epsilon=2``.
+
+    Raises:
+        StudyError: the file cannot be read, is not TOML, or a key of it is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(STUDY_BYTES_MAX + 1)
+        if len(text) > STUDY_BYTES_MAX:
+            raise StudyError(f"{path}: expected a study of at most 1 MiB, found more")
+        document = tomllib.loads(text.decode())
+    except OSError as error:
+        raise StudyError(
+            f"{path}: cannot be read ({error.strerror})", "give the path of a study file"
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyError(f"{path}: expected TOML, found {error}") from error
+    for override in overrides:
+        _override(document, override)
+    return parse_study(document, str(path))
+
+
+def parse_study(document: Mapping[str, Any], source: str = "study") -> Study:
+    """Check a document and freeze it; ``source`` names it in errors.
+
+    Raises:
+        StudyError: names every wrong key, what was expected and what was found.
+    """
+    try:
+        # JSON mode reads lists as tuples while staying strict about numbers and text.
+        return Study.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        mistakes = [_mistake(item, document) for item in error.errors(include_url=False)]
+        raise StudyError(
+            f"{source}: {'; '.join(dict.fromkeys(mistakes))}",
+            "`fedward-sim tasks` shows an example study for every task",
+        ) from error
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise StudyError(f"--set: expected KEY=VALUE, found {override!r}")
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a text
+    table: Any = document
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise StudyError(f"--set {key}: {part} is not a table of the study")
+    table[parts[-1]] = value
+
+
+def _mistake(item: Any, document: Mapping[str, Any]) -> str:
+    """Write one pydantic error as "key: expected ..., found ..."; tags of unions are left out."""
+    place: Any = document
+    names: list[str] = []
+    for part in item["loc"]:
+        inside = part in place if isinstance(place, Mapping) else False
+        if inside or (isinstance(place, list) and isinstance(part, int) and part < len(place)):
+            place = place[part]
+        elif item["type"] == "missing" and part == item["loc"][-1]:
+            place = None
+        else:
+            continue
+        names.append(str(part))
+    key = ".".join(names)
+    kind, text = item["type"], str(item["msg"])
+    if kind == "missing":
+        return f"{key}: missing, the study must say it"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key"
+    if kind == "union_tag_not_found":
+        return f"{key}.{_tag(item)}: missing, the study must say it"
+    if kind == "union_tag_invalid":
+        tag = _tag(item)
+        return f"{key}.{tag}: expected {item['ctx']['expected_tags']}, found {place.get(tag)!r}"
+    if kind == "value_error":
+        text = text.removeprefix("Value error, ")
+        return f"{key}: {text}" if key else text
+    found = "a table" if isinstance(place, Mapping) else repr(place)
+    return f"{key}: {text.replace('Input should be', 'expected')}, found {found}"
+
+
+def _tag(item: Any) -> str:
+    return str(item["ctx"]["discriminator"]).strip("'")
