@@ -63,7 +63,8 @@ def input_spec(study: Study) -> InputSpec:
     if study.task == "image":
         image = _only(study, ImageColumn)
         return InputSpec("image", (image.channels, image.height, image.width))
-    tokens = _only(study, LettersColumn, WordsColumn)
+    words = any(isinstance(column, WordsColumn) for column in inputs.values())
+    tokens = _only(study, WordsColumn) if words else _only(study, LettersColumn)
     size = len(tokens.alphabet) if isinstance(tokens, LettersColumn) else tokens.buckets
     return InputSpec("tokens", (tokens.length,), vocabulary=size + 1)
 
@@ -100,10 +101,10 @@ def loss_kind(data: Data) -> Literal["binary", "multiclass", "regression"]:
     return "regression" if count == 0 else "binary" if count == 2 else "multiclass"
 
 
-def _only(study: Study, *kinds: type[C]) -> C:
-    found = [column for column in study.data.inputs.values() if isinstance(column, kinds)]
+def _only(study: Study, kind: type[C]) -> C:
+    found = [column for column in study.data.inputs.values() if isinstance(column, kind)]
     if len(found) != 1:
-        raise _wants(study, f"exactly one input column of kind {kinds[0].__name__}")
+        raise _wants(study, f"exactly one input column ({kind.__name__})")
     return found[0]
 
 

@@ -16,7 +16,7 @@ class Records:
         targets: (N,) int64 class index, or float32 for a number.
         identities: N byte strings: the patient's id, or the canonical bytes of the inputs. Records
             with equal identities always fall on the same side of a hold-out.
-        patients: (N,) int64 index of the patient within these records; None without a patient column.
+        patients: (N,) int64 index of the patient within these records; None without patients.
         public: (N,) text values of every category column, and of "part" and "file" where there are.
     """
 
