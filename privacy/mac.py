@@ -1,0 +1,68 @@
+"""The MAC of the sum: tau = sum of v_k rho_k modulo 2^61 - 1, under coefficients only sites know.
+
+It masks nothing: tau is masked in its field with the values (masking). Source: section 5 of the
+protocol; a universal hash of the Carter-Wegman kind, linear so that the sites' taus add up.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.stream import Stream
+
+PRIME = 2**61 - 1
+_BLOCK = 1 << 14  # values at once: the limbs of a block stay in a 2 MiB cache
+_LIMB = 16  # bits; a sum of 2^14 products of two limbs is below 2^46, exact in float64
+_LOW_61 = np.uint64(PRIME)
+
+Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+
+def tau(key: bytes, values: Integers, lanes: npt.NDArray[np.int64]) -> int:
+    """Return the MAC of one vector, or of a sum of vectors.
+
+    Args:
+        key: mac key of this attempt (32 bytes): HKDF(kappa, ctx, "fsa1 mac").
+        values: (d,) signed integers of 16 or 32 bits (64 bits are taken too).
+        lanes: (L,) signed 64-bit integers; their coefficients follow those of the values.
+
+    Returns:
+        An integer in [0, 2^61 - 1).
+    """
+    stream = Stream(key)
+    return (_weighted(stream, values) + _weighted(stream, lanes)) % PRIME
+
+
+def coefficients(key: bytes, count: int) -> list[int]:
+    """Return rho_0 .. rho_(count-1), as `tau` uses them; p itself counts as 0."""
+    words = Stream(key).words64(count) & _LOW_61
+    return [word % PRIME for word in words.tolist()]
+
+
+def _weighted(stream: Stream, numbers: Integers) -> int:
+    """Return the sum of numbers_k rho_k as an exact Python integer, reading rho from the stream."""
+    width = numbers.dtype.itemsize
+    limbs = width // 2
+    offset = 1 << (8 * width - 1)
+    block = min(_BLOCK, numbers.size)
+    left = np.empty((block, limbs + 1))  # one more column of ones sums rho itself
+    left[:, limbs] = 1.0
+    right = np.empty((block, 4))
+    flipped = np.empty(block, dtype=f"<u{width}")
+    rho = np.empty(block, dtype="<u8")
+    table = np.zeros((4, limbs + 1), dtype=np.int64)
+    for start in range(0, numbers.size, block or 1):
+        part = numbers[start : start + block]
+        size = part.size
+        np.bitwise_and(stream.words64(size), _LOW_61, out=rho[:size])
+        # v + offset, as unsigned: flipping the sign bit adds it without overflow
+        np.bitwise_xor(part.view(f"<u{width}"), flipped.dtype.type(offset), out=flipped[:size])
+        left[:size, :limbs] = flipped[:size].view("<u2").reshape(size, limbs)
+        right[:size] = rho[:size].view("<u2").reshape(size, 4)
+        # every entry is a sum of <= 2^14 products below 2^32: exact in float64
+        table += (right[:size].T @ left[:size]).astype(np.int64)  # (4, s) x (s, limbs+1)
+    total = 0
+    for row in range(4):
+        for column in range(limbs):
+            total += int(table[row, column]) << (_LIMB * (row + column))
+        total -= int(table[row, limbs]) * offset << (_LIMB * row)
+    return total

@@ -1,0 +1,64 @@
+"""The MAC against known answers and the plain sum over Python integers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy import mac
+
+KNOWN = json.loads((Path(__file__).parents[1] / "vectors" / "fsa1.json").read_text())
+KEY = bytes.fromhex(KNOWN["group"]["mac_key"])
+
+
+def plain(key: bytes, numbers: list[int]) -> int:
+    rho = mac.coefficients(key, len(numbers))
+    return sum(number * weight for number, weight in zip(numbers, rho, strict=True)) % mac.PRIME
+
+
+def test_coefficients_are_the_known_ones() -> None:
+    rho = KNOWN["group"]["rho"]
+    assert mac.coefficients(KEY, len(rho)) == rho
+
+
+@pytest.mark.parametrize("bits", ["32", "16"])
+def test_tau_of_each_site_and_of_the_sum_is_the_known_one(bits: str) -> None:
+    known = KNOWN["vectors"][bits]
+    rows = zip(known["quantised"], known["lane_values"], known["tau"], strict=True)
+    for values, lanes, tau in rows:
+        assert mac.tau(KEY, np.array(values, np.int32), np.array(lanes, np.int64)) == tau
+    total = np.array(known["sum"], np.int32), np.array(known["lane_sum"], np.int64)
+    assert mac.tau(KEY, *total) == known["tau_sum"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([np.int16, np.int32]),
+    st.lists(st.integers(-(2**15), 2**15 - 1), max_size=40),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9),
+)
+def test_tau_is_the_plain_sum(kind: type, values: list[int], lanes: list[int]) -> None:
+    tau = mac.tau(KEY, np.array(values, kind), np.array(lanes, np.int64))
+    assert tau == plain(KEY, values + lanes)
+
+
+@pytest.mark.parametrize("fill", [-(2**31), 2**31 - 1, -1])
+def test_tau_is_exact_at_the_extremes_over_many_blocks(fill: int) -> None:
+    values = np.full(40_001, fill, np.int32)
+    assert mac.tau(KEY, values, np.zeros(0, np.int64)) == plain(KEY, values.tolist())
+
+
+def test_tau_of_nothing_is_zero() -> None:
+    assert mac.tau(KEY, np.zeros(0, np.int32), np.zeros(0, np.int64)) == 0
+
+
+@pytest.mark.parametrize("change", [1, 2**31 - 1])
+@pytest.mark.parametrize("place", [0, 5000])
+def test_a_changed_sum_has_another_tau(change: int, place: int) -> None:
+    values, lanes = np.zeros(5001, np.int32), np.zeros(1, np.int64)
+    tau = mac.tau(KEY, values, lanes)
+    values[place] += change
+    assert mac.tau(KEY, values, lanes) != tau
