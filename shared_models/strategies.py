@@ -144,7 +144,7 @@ def _with_mean(aggregation: Aggregation, rounds: int, before: State, after: Stat
 
 
 def state_bytes(state: State) -> bytes:
-    """Return the state as bytes: safetensors of float64, names sorted; equal states, equal bytes."""
+    """Return the state as safetensors of float64; equal states give equal bytes."""
     tensors = {"model": state.model, **{f"moment.{k}": v for k, v in state.moments.items()}}
     return safetensors.numpy.save(tensors, {"round": str(state.round)})
 
@@ -163,17 +163,17 @@ def read_state(blob: bytes, parameters: int) -> State:
     if len(blob) > 4 * (8 * parameters) + 4096:
         raise ProtocolError(f"expected a state of {parameters} values, got {len(blob)} bytes")
     try:
-        entries = dict(safetensors.deserialize(blob))
+        entries = safetensors.numpy.load(blob)
         round_ = int(_metadata(blob)["round"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ProtocolError("expected a state in safetensors, got other bytes") from error
     vectors: dict[str, Vector] = {}
-    for name, entry in entries.items():
-        if entry["dtype"] != "F64" or entry["shape"] != [parameters]:
+    for name, values in entries.items():
+        if values.dtype != np.float64 or values.shape != (parameters,):
             raise ProtocolError(f"state: expected {parameters} float64 values in {name!r}")
-        vectors[name] = np.frombuffer(entry["data"], dtype="<f8")
-        if not np.isfinite(vectors[name]).all():
+        if not np.isfinite(values).all():
             raise ProtocolError(f"state: expected finite values in {name!r}; nothing was trained")
+        vectors[name] = values
     if "model" not in vectors:
         raise ProtocolError("state: expected a model, got none")
     model = vectors.pop("model")

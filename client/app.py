@@ -1,0 +1,42 @@
+"""The Flower adapter of the client: message kinds in, bytes to the site's answer, bytes out.
+
+All that a site decides is elsewhere; this file only knows how Flower carries it.
+"""
+
+from collections.abc import Callable, Sequence
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from privacy.errors import FedwardError
+
+# answer(kind, node id, message) -> reply; raises FedwardError to refuse.
+Answer = Callable[[str, int, bytes], bytes]
+
+RECORD, PAYLOAD = "fedward", "payload"
+
+
+def make_app(kinds: Sequence[str], answer: Answer) -> ClientApp:
+    """Return a ClientApp that answers ``query.<kind>`` for each of ``kinds`` and nothing else.
+
+    A refusal travels as its exit code alone: no text of a site leaves it.
+    """
+    app = ClientApp()
+
+    def respond(kind: str) -> Callable[[Message, Context], Message]:
+        def handler(message: Message, context: Context) -> Message:
+            del context
+            payload = message.content[RECORD][PAYLOAD]
+            if not isinstance(payload, bytes):
+                return Message(Error(code=2, reason="refused"), reply_to=message)
+            try:
+                reply = answer(kind, message.metadata.dst_node_id, payload)
+            except FedwardError as error:
+                return Message(Error(code=error.exit_code, reason="refused"), reply_to=message)
+            return Message(RecordDict({RECORD: ConfigRecord({PAYLOAD: reply})}), reply_to=message)
+
+        return handler
+
+    for kind in kinds:
+        app.query(kind)(respond(kind))
+    return app

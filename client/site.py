@@ -1,0 +1,175 @@
+"""One hospital's side of a round: check, debit, read records, train or evaluate, encode.
+
+It knows no network and no masks: what it returns are integers that are ready to be summed.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from client.control import load_control, store_control
+from client.policy import Policy, check
+from client.training import Tensors, Trainer
+from privacy.accounting import Event
+from privacy.encoding import Encoding
+from privacy.errors import ProtocolError
+from privacy.ledger import Ledger
+from privacy.stream import KEY_BYTES, Stream
+from shared_models.cells import count_cells
+from shared_models.inputs import loss_kind
+from shared_models.lanes import Lanes, count_training, site_weight
+from shared_models.sections import LocalPrivacy, NoPrivacy
+from shared_models.strategies import State
+from shared_models.study import Study
+from shared_models.tasks import target_range
+
+# (purpose, round, step) -> 32 bytes. A deployment ignores the arguments and asks the system.
+Entropy = Callable[[str, int, int], bytes]
+
+
+def system_entropy(purpose: str, round_number: int, step: int) -> bytes:
+    """Return 32 bytes of the operating system's generator, whatever they are for."""
+    del purpose, round_number, step
+    return os.urandom(KEY_BYTES)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A site's records on both sides of the hold-out."""
+
+    train: Tensors
+    held: Tensors
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a site adds to a sum: (d,) int32 values within the bound, (L,) int64 lanes."""
+
+    values: npt.NDArray[np.int32]
+    lanes: Lanes
+
+
+NO_VALUES = np.empty(0, dtype=np.int32)
+NO_LANES = np.empty(0, dtype=np.int64)
+
+
+class Site:
+    """One hospital in one study."""
+
+    def __init__(
+        self,
+        name: str,
+        study: Study,
+        encoding: Encoding,
+        trainer: Trainer,
+        records: Callable[[], Split],
+        folder: Path | None,
+        policy: Policy,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        """Set up a site; no record is read yet.
+
+        Args:
+            name: as in the roster.
+            study: what was approved.
+            encoding: how values become integers, for the number of sites that a sum may have.
+            trainer: the process's network; sites of one process may share it.
+            records: reads the site's records; called only after the ledger was debited.
+            folder: the site's own folder (ledger, control variate); None when the study keeps
+                neither: mode none without SCAFFOLD.
+            policy: the site's own limits.
+            entropy: where keys come from; a simulation gives seeded ones.
+        """
+        self.name = name
+        self._study = study
+        self._digest = study.digest()
+        self._encoding = encoding
+        self._trainer = trainer
+        self._records = records
+        self._folder = folder
+        self._policy = policy
+        self._entropy = entropy
+
+    def contribute(
+        self, kind: Literal["train", "evaluate"], state: State, number: int, attempt: int
+    ) -> Contribution:
+        """Do one round's work and return the integers to be summed.
+
+        Args:
+            kind: what the round is for.
+            state: the global model and strategy state.
+            number: the round, from 1.
+            attempt: within the round.
+
+        Raises:
+            PrivacyError: the site's policy or its ledger refuses; no record was read.
+            ProtocolError: the order does not fit the study; no record was read.
+        """
+        check(self._policy, self._study)
+        if not 1 <= number <= self._study.rounds:
+            raise ProtocolError(
+                f"expected a round from 1 to {self._study.rounds}, got {number}; nothing was sent"
+            )
+        if kind == "train":
+            return self._train(state, number, attempt)
+        return self._evaluate(state)
+
+    def _train(self, state: State, number: int, attempt: int) -> Contribution:
+        self._debit(number, attempt)
+        records = self._records().train
+        scaffold = self._study.aggregation.strategy == "scaffold"
+        control = None
+        if scaffold and self._folder is not None:
+            control = load_control(self._folder, number, self._trainer.parameters)
+        update = self._trainer.train(
+            state, records, lambda purpose, step: self._entropy(purpose, number, step), control
+        )
+        if update.control is not None and self._folder is not None:
+            store_control(self._folder, number, update.control)
+        weight = site_weight(self._study, self.name, len(records))
+        vector = update.change if weight == 1.0 else update.change * np.float32(weight)
+        stream = Stream(self._entropy("rounding", number, 0))
+        values, _ = self._encoding.quantise(vector, stream)
+        if not isinstance(self._study.privacy, NoPrivacy):
+            return Contribution(values, NO_LANES)
+        return Contribution(values, count_training(weight, update.records, update.loss))
+
+    def _evaluate(self, state: State) -> Contribution:
+        if not isinstance(self._study.privacy, NoPrivacy):
+            raise ProtocolError("expected no evaluation under privacy; no record was read")
+        held = self._records().held
+        data = self._study.data
+        predicted = self._trainer.predict(state, held.inputs)
+        cells = count_cells(
+            loss_kind(data), data.classes, held.targets.numpy(), predicted, target_range(data)
+        )
+        return Contribution(NO_VALUES, cells)
+
+    def _debit(self, number: int, attempt: int) -> None:
+        """Write the round's event down before a record is read; nothing is spent in mode none."""
+        mechanism, privacy = self._trainer.mechanism, self._study.privacy
+        if mechanism is None or not isinstance(privacy, LocalPrivacy):
+            return
+        if self._folder is None:
+            raise ValueError("expected a folder for the ledger of a private study")
+        event = Event(
+            study=self._digest,
+            dataset=self._policy.dataset,
+            unit=privacy.unit,
+            sampling_rate=mechanism.sampling_rate,
+            noise_multiplier=mechanism.noise_multiplier,
+            clipping_norm=mechanism.clipping_norm,
+            steps=self._study.training.local_steps or 1,
+            denominator=float(mechanism.expected_batch),
+            mode="local",
+            versions={name: version(name) for name in ("fedward", "torch", "opacus")},
+        )
+        key = f"{self._digest}/train/{number}/{attempt}"
+        with Ledger(self._folder / "ledger.db") as ledger:
+            ledger.debit(event, key)

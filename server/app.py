@@ -1,0 +1,41 @@
+"""The Flower adapter of the server: an exchange of bytes with named sites, over a Grid.
+
+It reads no payload; a refused or missing answer is simply not among the answers.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from server.rounds import Exchange
+
+RECORD, PAYLOAD = "fedward", "payload"
+
+
+def make_exchange(grid: Grid, nodes: Mapping[str, int]) -> Exchange:
+    """Return an exchange with the sites of ``nodes`` (name to Flower node id).
+
+    Messages are built when the grid asks for them and answers are passed on as they arrive, so
+    that neither is ever held for all sites at once.
+    """
+    names = {node: name for name, node in nodes.items()}
+
+    def exchange(
+        kind: str, outgoing: Mapping[str, bytes], deadline_s: float
+    ) -> Iterator[tuple[str, bytes]]:
+        messages = (
+            Message(
+                RecordDict({RECORD: ConfigRecord({PAYLOAD: payload})}), nodes[site], f"query.{kind}"
+            )
+            for site, payload in outgoing.items()
+        )
+        for reply in grid.send_and_receive(messages, timeout=deadline_s):
+            if reply.has_error():
+                continue
+            payload = reply.content[RECORD][PAYLOAD]
+            site = names.get(reply.metadata.src_node_id)
+            if isinstance(payload, bytes) and site is not None and site in outgoing:
+                yield site, payload
+
+    return exchange

@@ -1,0 +1,160 @@
+"""The rounds of a study: order, sum, step, checkpoint, again. One function; it imports no Flower.
+
+It never holds one site's vector, metrics or record count: what it is given is a sum.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.encoding import Encoding
+from privacy.errors import AbsentError, ProtocolError
+from server.checkpoint import Checkpoint, Row
+from shared_models.inputs import loss_kind
+from shared_models.lanes import evaluate_lanes, total_weight, training_loss
+from shared_models.metrics import metrics_from_cells
+from shared_models.strategies import Vector, next_state, state_bytes
+from shared_models.study import Study
+
+# exchange(kind, {site: message}, deadline in seconds) yields (site, answer) as answers arrive.
+Exchange = Callable[[str, Mapping[str, bytes], float], Iterator[tuple[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the sites of one attempt are asked for.
+
+    Attributes:
+        kind: train or evaluate.
+        round: counts from 1.
+        attempt: within the round only ever larger, over both kinds.
+        sites: who is asked.
+        state: the model and strategy state, as bytes.
+    """
+
+    kind: Literal["train", "evaluate"]
+    round: int
+    attempt: int
+    sites: tuple[str, ...]
+    state: bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sum over ``sites``: (d,) values in the integers of the encoding, and (L,) lanes."""
+
+    values: npt.NDArray[np.int64]
+    lanes: npt.NDArray[np.int64]
+    sites: tuple[str, ...]
+
+
+# Sends the order through an exchange and returns the sum, or raises ProtocolError or AbsentError.
+Summation = Callable[[Exchange, Order], Opened]
+Cohorts = Callable[[int], Sequence[str]]  # the sites that are asked in a round
+
+
+def run_rounds(
+    study: Study,
+    start: Checkpoint,
+    exchange: Exchange,
+    summation: Summation,
+    cohorts: Cohorts,
+    sites: int,
+    keep: Callable[[Checkpoint], None],
+) -> Iterator[Checkpoint]:
+    """Run the rounds that are left and yield each checkpoint once it is kept.
+
+    Args:
+        study: what is learnt and how.
+        start: where to go on; round 0 for a new study.
+        exchange: carries messages to sites and answers back, within a deadline.
+        summation: opens one sum (masked; or, in a simulation, plain).
+        cohorts: who is asked in which round.
+        sites: how many sites the study has.
+        keep: makes a checkpoint durable.
+
+    Raises:
+        ProtocolError: attempts failed more often than the study can spare; the last checkpoint
+            stands.
+        AbsentError: the same, because sites were not there in time.
+    """
+    now = start
+    while now.state.round < study.rounds and not now.stopped:
+        number = now.state.round + 1
+        asked = tuple(cohorts(number))
+        opened, now = _open(study, now, "train", asked, exchange, summation, keep)
+        update = _mean_update(study, opened, len(asked))
+        state = next_state(
+            study.aggregation, study.rounds, now.state, update, len(opened.sites) / sites
+        )
+        row: Row = {"round": number, "sites": len(opened.sites), **_loss(opened)}
+        now = replace(now, state=state, history=(*now.history, row))
+        if _evaluation_due(study, number) and evaluate_lanes(study):
+            opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
+            row = {**row, **_released(study, opened)}
+            now = replace(now, history=(*now.history[:-1], row))
+            now = replace(now, stopped=_stalled(study, now.history))
+        keep(now)
+        yield now
+
+
+def _open(
+    study: Study,
+    now: Checkpoint,
+    kind: Literal["train", "evaluate"],
+    asked: tuple[str, ...],
+    exchange: Exchange,
+    summation: Summation,
+    keep: Callable[[Checkpoint], None],
+) -> tuple[Opened, Checkpoint]:
+    """Try until a sum opens or the spare attempts are spent; PROTOCOL.md sections 6 and 7."""
+    state = state_bytes(now.state)
+    number = now.state.round + (kind == "train")  # an evaluation looks at the round's own model
+    while True:
+        attempt = 2 * now.spent_attempts + (kind == "evaluate")
+        order = Order(kind, number, attempt, asked, state)
+        try:
+            return summation(exchange, order), now
+        except (ProtocolError, AbsentError):
+            now = replace(now, spent_attempts=now.spent_attempts + 1)
+            if now.spent_attempts > study.spare_attempts:
+                raise
+            keep(now)
+
+
+def encoding_of(study: Study, sites: int) -> Encoding:
+    """Return how a site's vector becomes integers whose sum over ``sites`` never wraps."""
+    return Encoding(study.aggregation.ring_bits, sites, study.aggregation.value_bound)
+
+
+def _mean_update(study: Study, opened: Opened, asked: int) -> Vector:
+    total = encoding_of(study, asked).dequantise(opened.values)
+    weight = total_weight(study, opened.sites, opened.lanes)
+    return total / weight if weight > 0 else np.zeros_like(total)
+
+
+def _loss(opened: Opened) -> Row:
+    loss = training_loss(opened.lanes)
+    return {} if loss is None else {"train_loss": loss}
+
+
+def _released(study: Study, opened: Opened) -> Row:
+    figures = metrics_from_cells(loss_kind(study.data), study.data.classes, opened.lanes)
+    return {f"released_{name}": figure.value for name, figure in figures.items()}
+
+
+def _evaluation_due(study: Study, number: int) -> bool:
+    return number % study.evaluation.every == 0 or number == study.rounds
+
+
+def _stalled(study: Study, history: Sequence[Row]) -> bool:
+    """Early stopping: no released loss below the best one for ``patience`` evaluations."""
+    patience = study.evaluation.patience
+    losses = [row["released_loss"] for row in history if row.get("released_loss") is not None]
+    values = [float(loss) for loss in losses if loss is not None]
+    if patience is None or len(values) <= patience:
+        return False
+    return min(values[-patience:]) >= min(values[:-patience])

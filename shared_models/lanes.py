@@ -1,0 +1,65 @@
+"""The 64-bit lanes beside the values of a sum, and the weight of a site's update.
+
+Under privacy a training round has no lanes at all: weight 1 a site, no loss, no count.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shared_models.cells import cell_names
+from shared_models.inputs import loss_kind
+from shared_models.sections import NoPrivacy
+from shared_models.study import Study
+
+Lanes = npt.NDArray[np.int64]
+
+TRAIN_LANES = ("weight", "records", "loss")
+LOSS_SCALE = 1 << 20  # losses travel as integers of this many to one
+RECORDS_SCALE = 1 << 16  # weighting by records: a site counts as at most this many
+WEIGHT_SCALE = 1 << 16
+
+
+def train_lanes(study: Study) -> tuple[str, ...]:
+    """Return the names of a training round's lanes: () under privacy."""
+    return TRAIN_LANES if isinstance(study.privacy, NoPrivacy) else ()
+
+
+def evaluate_lanes(study: Study) -> tuple[str, ...]:
+    """Return the names of an evaluation's lanes: () while evaluation under privacy is closed."""
+    if not isinstance(study.privacy, NoPrivacy):
+        return ()
+    return cell_names(loss_kind(study.data), study.data.classes)
+
+
+def site_weight(study: Study, site: str, records: int) -> float:
+    """Return the factor, in [0, 1], that a site applies to its update before encoding it."""
+    if study.aggregation.weighting == "records":
+        return min(records, RECORDS_SCALE) / RECORDS_SCALE
+    if study.aggregation.weighting == "public":
+        weights = study.aggregation.weights
+        return weights.get(site, 0.0) / max(weights.values())
+    if isinstance(study.privacy, NoPrivacy):
+        return 1.0 if records else 0.0
+    return 1.0  # whether a site has records is not told
+
+
+def count_training(weight: float, records: int, loss: float) -> Lanes:
+    """Return the lanes of a training round in mode none."""
+    fixed_loss = round(loss * LOSS_SCALE) if np.isfinite(loss) else 0
+    return np.array([round(weight * WEIGHT_SCALE), records, fixed_loss], dtype=np.int64)
+
+
+def total_weight(study: Study, sites: Sequence[str], lanes: Lanes) -> float:
+    """Return the sum of the factors of the sites whose updates were summed."""
+    if isinstance(study.privacy, NoPrivacy):
+        return float(lanes[0]) / WEIGHT_SCALE
+    return sum(site_weight(study, site, 0) for site in sites)
+
+
+def training_loss(lanes: Lanes) -> float | None:
+    """Return the mean loss of the records that were trained on; None when it is not told."""
+    if len(lanes) == 0 or lanes[1] == 0:
+        return None
+    return float(lanes[2]) / LOSS_SCALE / float(lanes[1])
