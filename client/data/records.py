@@ -1,6 +1,6 @@
 """A site's records as arrays that keep the study's contract; what every reader returns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,3 +38,27 @@ class Records:
             patients=None if self.patients is None else self.patients[rows],
             public={name: values[rows] for name, values in self.public.items()},
         )
+
+
+def join(parts: Sequence[Records]) -> Records:
+    """Return the records of several files or sites as one, in order; patients stay distinct."""
+    if not parts:
+        raise ValueError("expected at least one part")
+    patients = None
+    if all(part.patients is not None for part in parts):
+        # The same id at two sites is two patients: each site knows its own only.
+        offsets = np.cumsum([0] + [int(_max(part.patients)) + 1 for part in parts])
+        numbers = [part.patients for part in parts if part.patients is not None]
+        patients = np.concatenate([n + o for n, o in zip(numbers, offsets, strict=False)])
+    names = set(parts[0].public).intersection(*(part.public for part in parts))
+    return Records(
+        inputs=np.concatenate([part.inputs for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+        identities=tuple(identity for part in parts for identity in part.identities),
+        patients=patients,
+        public={name: np.concatenate([part.public[name] for part in parts]) for name in names},
+    )
+
+
+def _max(patients: npt.NDArray[np.int64] | None) -> int:
+    return -1 if patients is None or len(patients) == 0 else int(patients.max())
