@@ -1,0 +1,138 @@
+"""How much a reader will take into memory, and files opened under that ceiling.
+
+It knows no format. A file is counted after decompression, so that a small one cannot grow.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from privacy.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BYTES_MAX = 2 << 30  # of one file after decompression, and of one array of records
+CELLS_MAX = 1 << 26  # of one table; a cell of text takes some 60 bytes
+
+
+def check_bytes(count: int, source: object) -> None:
+    """Refuse ``count`` bytes above the ceiling.
+
+    Raises:
+        DataError: names ``source`` and both sizes.
+    """
+    if count > BYTES_MAX:
+        raise DataError(
+            f"{source}: expected at most {BYTES_MAX:,} bytes, found {count:,}; nothing was read",
+            "divide it among several files, or name fewer columns",
+        )
+
+
+def check_cells(count: int, source: object) -> None:
+    """Refuse a table of ``count`` cells above the ceiling.
+
+    Raises:
+        DataError: names ``source``.
+    """
+    if count > CELLS_MAX:
+        raise DataError(
+            f"{source}: expected at most {CELLS_MAX:,} cells, found more; no record was used",
+            "divide it among several files",
+        )
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is not a regular file below the ceiling.
+
+    Raises:
+        DataError: it is absent, a folder or a device, or too large.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: expected a file, found none")
+        check_bytes(path.stat().st_size, path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that the operating system does not give."""
+    return DataError(f"{path}: cannot be read ({error.strerror or 'damaged'}); no record was used")
+
+
+@contextmanager
+def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+    """Open a UTF-8 text file, unpacked when its name ends in .gz; line ends are kept.
+
+    Raises:
+        DataError: it cannot be read, is damaged, is not UTF-8, or passes the ceiling.
+    """
+    check_file(path)
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: row {_undecodable_line(path)}: expected UTF-8 text; no record was used",
+                "save the file as UTF-8",
+            ) from error
+
+
+class _Bounded(io.RawIOBase):
+    """The bytes of ``file``, up to the ceiling; its faults become errors of ours."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._count = 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Read into ``buffer``; return how many bytes."""
+        view = memoryview(buffer)
+        try:
+            chunk = self._file.read(len(view))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(
+                f"{self._path}: expected a whole gzip file; no record was used"
+            ) from error
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        self._count += len(chunk)
+        check_bytes(self._count, self._path)
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        file: IO[bytes] | gzip.GzipFile = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if path.suffix == ".gz":
+        file = gzip.GzipFile(fileobj=file)
+    return io.BufferedReader(_Bounded(file, path), 1 << 18)
+
+
+def _undecodable_line(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1

@@ -1,0 +1,192 @@
+"""Raw columns to the records of a study: features, pictures or token ids, in the input's order.
+
+What a value becomes depends on the study alone, never on the other records. It reads no file.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from client.data import ceiling
+from client.data.cells import Floats, categories, numbers, series, texts
+from client.data.records import Records
+from client.data.table import Table
+from client.data.tokens import letter_ids, word_ids
+from shared_models.contract import (
+    AnyColumn,
+    CategoryColumn,
+    ImageColumn,
+    LettersColumn,
+    NumberColumn,
+    SeriesColumn,
+    Variable,
+    WordsColumn,
+)
+from shared_models.inputs import InputSpec, input_spec, scalar_names
+from shared_models.study import Study
+
+Floats32 = npt.NDArray[np.float32]
+
+CHUNK_VALUES = 1 << 22  # float64 values in hand at once while a large array is scaled
+
+
+def encode(study: Study, table: Table) -> Records:
+    """Check every cell against the data contract and return the records, N of them or none.
+
+    Raises:
+        DataError: a cell breaks the contract, or the records pass the ceiling.
+        StudyError: the columns are not those that the task wants.
+    """
+    spec, data = input_spec(study), study.data
+    itemsize = 8 if spec.kind == "tokens" else 4
+    ceiling.check_bytes(table.length * math.prod(spec.shape) * itemsize, "records")
+    public = {name: np.full(table.length, value) for name, value in table.public.items()}
+    for name, column in data.columns.items():
+        if isinstance(column, CategoryColumn):
+            indices = categories(table, name, column, refuse_missing=name == data.target)
+            public[name] = np.array([*column.values, ""])[indices]  # missing is -1, the last
+        elif isinstance(column, NumberColumn) and name not in data.inputs:
+            numbers(table, name, column, refuse_missing=name == data.target)
+    targets = _targets(study, table)
+    inputs = _inputs(study, table, spec)
+    if data.patient is None:
+        return Records(inputs, targets, row_identities(inputs), None, public)
+    names = tuple(text.encode() for text in texts(table, data.patient))
+    return Records(inputs, targets, names, patient_indices(names), public)
+
+
+def row_identities(inputs: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+    """Return the SHA-256 of each row's little-endian bytes: equal inputs, equal identities."""
+    rows = np.ascontiguousarray(inputs, dtype=inputs.dtype.newbyteorder("<"))
+    return tuple(hashlib.sha256(row).digest() for row in rows)
+
+
+def patient_indices(identities: tuple[bytes, ...]) -> npt.NDArray[np.int64]:
+    """Return (N,) dense indices of the patients, in the order in which they first appear."""
+    index: dict[bytes, int] = {}
+    return np.array([index.setdefault(name, len(index)) for name in identities], dtype=np.int64)
+
+
+def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
+    """Scale [low, high] to [-1, 1]; NaN, a missing value, stays NaN. Any shape."""
+    span = column.high - column.low
+    above = np.clip(values - column.low, 0.0, span)
+    share: Floats = np.log1p(above) / np.log1p(span) if column.scale == "log" else above / span
+    return share * 2 - 1
+
+
+def _targets(study: Study, table: Table) -> npt.NDArray[np.int64] | Floats32:
+    name, column = study.data.target, study.data.columns[study.data.target]
+    if isinstance(column, NumberColumn):
+        return numbers(table, name, column, refuse_missing=True).astype(np.float32)
+    if not isinstance(column, CategoryColumn):
+        raise ValueError("expected a number or category target")
+    indices = categories(table, name, column, refuse_missing=True)
+    if not study.data.positive:
+        return indices
+    yes = np.array([value in study.data.positive for value in column.values], dtype=np.int64)
+    return yes[indices]
+
+
+def _inputs(study: Study, table: Table, spec: InputSpec) -> Floats32 | npt.NDArray[np.int64]:
+    columns = study.data.inputs
+    for name, column in columns.items():
+        if isinstance(column, LettersColumn):
+            return letter_ids(table, name, column)
+        if isinstance(column, WordsColumn):
+            return word_ids(table, name, column)
+        if isinstance(column, ImageColumn):
+            return _images(table, name, column)
+        if isinstance(column, SeriesColumn):
+            return _series(table, name, column, _scalars(table, columns), spec.shape)
+    return _scalars(table, columns)
+
+
+def _scalars(table: Table, columns: dict[str, AnyColumn]) -> Floats32:
+    """Return (N, F): the number and category columns in the order of ``scalar_names``."""
+    features = np.zeros((table.length, len(scalar_names(columns))), dtype=np.float32)
+    place = 0
+    for name, column in columns.items():
+        if isinstance(column, NumberColumn):
+            values = scale_values(numbers(table, name, column), column)
+            missing = np.isnan(values)
+            values[missing] = _fill(column)
+            features[:, place] = values
+            place += 1
+        elif isinstance(column, CategoryColumn):
+            indices = categories(table, name, column)
+            missing = indices < 0
+            there = np.flatnonzero(~missing)
+            features[there, place + indices[there]] = 1.0
+            place += len(column.values)
+        else:
+            continue
+        if column.missing == "indicator":
+            features[:, place] = missing
+            place += 1
+    return features
+
+
+def _fill(column: NumberColumn) -> float:
+    """Return what stands for a missing number, after scaling."""
+    if column.fill is None:
+        return 0.0
+    return float(scale_values(np.array([column.fill]), column)[0])
+
+
+def _images(table: Table, name: str, column: ImageColumn) -> Floats32:
+    """Return (N, C, H, W) in [0, 1]."""
+    cells = table.columns[name]
+    shape = (column.height, column.width, column.channels)
+    if cells.shape[1:] == shape[:2] and column.channels == 1:
+        cells = cells[..., None]  # (N, H, W) -> (N, H, W, 1)
+    if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *shape):
+        raise table.fault(0, name, f"pictures of shape {shape}", f"an array {cells.shape[1:]}")
+    images = np.empty((table.length, column.channels, *shape[:2]), dtype=np.float32)
+    for rows in _chunks(table.length, math.prod(shape)):
+        values = cells[rows].astype(np.float64)  # (n, H, W, C)
+        bad = ~((values >= column.low) & (values <= column.high)).reshape(len(values), -1)
+        if bad.any():
+            row = rows.start + int(np.argmax(bad.any(axis=1)))
+            raise table.fault(row, name, f"values from {column.low:g} to {column.high:g}", "others")
+        scaled = (values - column.low) / (column.high - column.low)
+        images[rows] = np.moveaxis(scaled + 0.0, 3, 1)  # no -0.0; (n, H, W, C) -> (n, C, H, W)
+    return images
+
+
+def _series(
+    table: Table, name: str, column: SeriesColumn, scalars: Floats32, shape: tuple[int, ...]
+) -> Floats32:
+    """Return (N, T, F): variables, their indicators, then scalar columns at every step."""
+    steps, variables = column.steps, len(column.variables)
+    out = np.empty((table.length, *shape), dtype=np.float32)
+    for rows in _chunks(table.length, math.prod(shape)):
+        values = series(table, name, column, rows)  # (n, T, V)
+        for index, variable in enumerate(column.variables.values()):
+            values[:, :, index] = scale_values(values[:, :, index], variable)
+        missing = np.isnan(values)
+        if column.missing in {"forward", "forward_indicator"}:
+            values = _carry_forward(values, missing)
+        out[rows, :, :variables] = np.nan_to_num(values, nan=0.0)  # 0 is the middle of the range
+        if column.missing in {"indicator", "forward_indicator"}:
+            out[rows, :, variables : 2 * variables] = missing
+    first = shape[1] - scalars.shape[1]
+    out[:, :, first:] = np.broadcast_to(
+        scalars[:, None, :], (table.length, steps, scalars.shape[1])
+    )  # (N, S) -> (N, T, S)
+    return out
+
+
+def _carry_forward(values: Floats, missing: npt.NDArray[np.bool_]) -> Floats:
+    """Return (n, T, V) with every gap holding the last value before it; NaN where there is none."""
+    steps = np.arange(values.shape[1])[None, :, None]
+    last = np.maximum.accumulate(np.where(missing, 0, steps), axis=1)  # step last seen, or 0
+    return np.take_along_axis(values, last, axis=1)
+
+
+def _chunks(length: int, values_per_record: int) -> list[slice]:
+    """Return slices of records with about ``CHUNK_VALUES`` values each."""
+    step = max(1, CHUNK_VALUES // max(1, values_per_record))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -1,0 +1,82 @@
+"""Which records are held out: by a keyed hash of their identity or a public column, never by count.
+
+Moving one record in or out of a site leaves every other record on its side.
+"""
+
+import hmac
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from client.data.records import Records
+from privacy.errors import DataError, StudyError
+from shared_models.sections import Evaluation
+
+SPLIT_KEY_BYTES = 32
+_FOLDS_LABEL = b"fedward folds"
+
+
+def held_out(records: Records, evaluation: Evaluation, split_key: bytes) -> npt.NDArray[np.bool_]:
+    """Return (N,) True for the records that are evaluated on and never trained on.
+
+    Args:
+        records: of one site.
+        evaluation: its holdout fraction, or its public column and values.
+        split_key: the site's own, 32 bytes, the same for every run of a study.
+
+    Raises:
+        StudyError: there is no such public column.
+        DataError: the column would put one patient on both sides.
+
+    Guarantee: a record's side depends on the key and on its own identity alone.
+    Source: PROTOCOL.md section 7: HMAC-SHA256 below the fraction.
+    """
+    if evaluation.holdout_column is not None:
+        return _by_column(records, evaluation.holdout_column, evaluation.holdout_values)
+    below = math.floor(evaluation.holdout * 2**64)
+    hashes = _hashes(records, split_key)
+    return np.array([value < below for value in hashes], dtype=np.bool_)
+
+
+def fold_of(records: Records, folds: int, split_key: bytes) -> npt.NDArray[np.int64]:
+    """Return (N,) the fold 0 to folds - 1 in which each record is held out.
+
+    Folds have equal sizes in expectation only: exact ones would move other records.
+
+    Raises:
+        ValueError: fewer than two folds.
+    """
+    if not folds >= 2:
+        raise ValueError(f"expected folds >= 2, got {folds}")
+    key = hmac.digest(split_key, _FOLDS_LABEL, "sha256")  # independent of the hold-out's hashes
+    return np.array([value * folds >> 64 for value in _hashes(records, key)], dtype=np.int64)
+
+
+def _hashes(records: Records, key: bytes) -> list[int]:
+    """Return the first 64 bits of every identity's HMAC-SHA256, big-endian."""
+    if len(key) != SPLIT_KEY_BYTES:
+        raise ValueError(f"expected a split key of {SPLIT_KEY_BYTES} bytes, got {len(key)}")
+    return [
+        int.from_bytes(hmac.digest(key, identity, "sha256")[:8], "big")
+        for identity in records.identities
+    ]
+
+
+def _by_column(records: Records, column: str, values: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    if column not in records.public:
+        raise StudyError(
+            f"evaluation.holdout_column: expected one of "
+            f"{', '.join(sorted(records.public)) or 'none, there is no public column'}, "
+            f"found {column!r}"
+        )
+    mask: npt.NDArray[np.bool_] = np.isin(records.public[column], values)
+    if records.patients is not None and len(records):
+        seen = np.zeros((int(records.patients.max()) + 1, 2), dtype=np.bool_)
+        seen[records.patients, mask.astype(np.int64)] = True
+        if seen.all(axis=1).any():
+            raise DataError(
+                f"evaluation.holdout_column {column!r}: expected every patient on one side, found "
+                "one on both; no record was used"
+            )
+    return mask

@@ -1,0 +1,158 @@
+"""From a path to the records of a study: which files, which reader, and one site or many."""
+
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from client.data import ceiling
+from client.data.builtin import read_builtin
+from client.data.encode import encode, patient_indices
+from client.data.jsonl import read_jsonl
+from client.data.npz import read_npz
+from client.data.png import read_png
+from client.data.records import Records
+from client.data.tables import read_table
+from privacy.errors import DataError, StudyError
+from shared_models.contract import Data
+from shared_models.sections import SITES_MIN
+from shared_models.study import Study
+
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npz": "npz"}
+
+
+def read_records(study: Study, path: Path | None) -> Records:
+    """Read one file, every file of a folder, or the records that ship inside scikit-learn.
+
+    Args:
+        study: its data contract decides everything; no value is taken from the records.
+        path: None for the study's built-in records.
+
+    Returns:
+        N records in the order of the files' names, perhaps none. Where several files were read,
+        public column "file" has the name of each record's file, without its suffix.
+
+    Raises:
+        DataError: files are absent, damaged, above the ceiling, or break the contract.
+        StudyError: the study does not say how to read them.
+    """
+    data = study.data
+    if path is None:
+        return encode(study, read_builtin(data))
+    if not path.is_dir():
+        return _read_file(study, path)
+    if data.format == "png":
+        return encode(study, read_png(path, data))
+    files = _matching(path, data)
+    if not files:
+        raise _no_files(path, data)
+    if len(files) == 1:
+        return _read_file(study, files[0])
+    return concatenate([_named(_read_file(study, file), _stem(file)) for file in files])
+
+
+def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
+    """Read one file or folder a site, in the order of their names.
+
+    Raises:
+        DataError: as for ``read_records``, or fewer than three files or folders.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a folder with one file or folder a site")
+    sources = [] if study.data.format == "png" else _matching(path, study.data)
+    if not sources:
+        try:
+            sources = sorted(f for f in path.iterdir() if f.is_dir() and f.name[0] != ".")
+        except OSError as error:
+            raise ceiling.unreadable(path, error) from error
+    if len(sources) < SITES_MIN:
+        raise DataError(
+            f"{path}: expected files or folders of >= {SITES_MIN} sites, found {len(sources)}; "
+            "nothing was read",
+            "data.files in the study says which files of a folder are meant",
+        )
+    names = [_stem(source) for source in sources]
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: expected a name of its own for every site; nothing was read")
+    return [(name, read_records(study, s)) for name, s in zip(names, sources, strict=True)]
+
+
+def concatenate(records: list[Records]) -> Records:
+    """Return one site's records from several sources of one study, in order.
+
+    Raises:
+        DataError: together they pass the ceiling.
+        ValueError: there are no sources.
+    """
+    if len(records) < 2:
+        return records[0]
+    ceiling.check_bytes(sum(part.inputs.nbytes for part in records), "records")
+    identities = tuple(name for part in records for name in part.identities)
+    with_patients = records[0].patients is not None
+    return Records(
+        inputs=np.concatenate([part.inputs for part in records]),
+        targets=np.concatenate([part.targets for part in records]),
+        identities=identities,
+        patients=patient_indices(identities) if with_patients else None,
+        public={
+            name: np.concatenate([part.public[name] for part in records])
+            for name in records[0].public
+        },
+    )
+
+
+def _read_file(study: Study, path: Path) -> Records:
+    data = study.data
+    kind = data.format or _format(path)
+    if kind is None:
+        raise StudyError(
+            f"data.format: missing, expected csv, tsv, jsonl or npz for {path}, "
+            f"whose name ends in none of {', '.join(SUFFIXES)}"
+        )
+    if kind == "npz":
+        return concatenate([encode(study, table) for table in read_npz(path, data)])
+    if kind == "jsonl":
+        return encode(study, read_jsonl(path, data))
+    if kind == "png":
+        raise DataError(f"{path}: expected a folder with one folder of PNG a class")
+    return encode(study, read_table(path, data, "," if kind == "csv" else "\t"))
+
+
+def _named(records: Records, name: str) -> Records:
+    public = {**records.public, "file": np.full(len(records), name)}
+    return Records(records.inputs, records.targets, records.identities, records.patients, public)
+
+
+def _format(path: PurePath) -> str | None:
+    """Return the format that a file's name says, with .gz after it or not."""
+    name = path.with_suffix("") if path.suffix == ".gz" else path
+    return SUFFIXES.get(name.suffix.lower())
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without its suffix, a folder's name whole."""
+    if path.is_dir():
+        return path.name
+    return (path.with_suffix("") if path.suffix == ".gz" else path).stem
+
+
+def _matching(folder: Path, data: Data) -> list[Path]:
+    """Return the files that the study means, in the order of their names."""
+    pattern = data.files or "*"
+    if PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
+        raise StudyError(f"data.files: expected a pattern inside the folder, found {pattern!r}")
+    try:
+        files = sorted(f for f in folder.glob(pattern) if f.is_file() and f.name[0] != ".")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: cannot be searched for {pattern!r}") from error
+    if data.files is not None:
+        return files
+    wanted = {data.format} if data.format else set(SUFFIXES.values())
+    return [file for file in files if _format(file) in wanted]
+
+
+def _no_files(folder: Path, data: Data) -> DataError:
+    wanted = repr(data.files) if data.files else f"files of format {data.format or 'known to it'}"
+    return DataError(
+        f"{folder}: expected {wanted}, found none; nothing was read",
+        "data.files and data.format in the study say which files of a folder are meant",
+    )

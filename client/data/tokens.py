@@ -1,0 +1,61 @@
+"""Texts to token ids: letters of a public alphabet, or words hashed into public buckets."""
+
+import hashlib
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from client.data.cells import texts
+from client.data.table import Table
+from shared_models.contract import LettersColumn, WordsColumn
+from shared_models.inputs import PADDING
+
+Ids = npt.NDArray[np.int64]
+
+_WORD = re.compile(r"\w+")
+
+
+def letter_ids(table: Table, name: str, column: LettersColumn) -> Ids:
+    """Return (N, L) ids: 1 + the letter's place in the alphabet, then padding.
+
+    Raises:
+        DataError: a text is missing, too long, or holds a letter outside the alphabet.
+    """
+    ids = np.full((table.length, column.length), PADDING, dtype=np.int64)
+    id_of = {letter: 1 + place for place, letter in enumerate(column.alphabet)}
+    for row, text in enumerate(texts(table, name)):
+        if len(text) > column.length:
+            raise table.fault(row, name, f"at most {column.length} letters", "more")
+        try:
+            ids[row, : len(text)] = [id_of[letter] for letter in text]
+        except KeyError:
+            raise table.fault(
+                row, name, f"letters of {column.alphabet!r}", "another letter"
+            ) from None
+    return ids
+
+
+def word_ids(table: Table, name: str, column: WordsColumn) -> Ids:
+    """Return (N, L) ids: 1 + the word's bucket, cut at L words, then padding.
+
+    Words are lower-case runs of letters, digits and underscores. No vocabulary is learnt: the
+    bucket is the first 8 bytes of BLAKE2b, little-endian, modulo the number of buckets.
+
+    Raises:
+        DataError: a text is missing.
+    """
+    ids = np.full((table.length, column.length), PADDING, dtype=np.int64)
+    bucket_of: dict[str, int] = {}
+    for row, text in enumerate(texts(table, name)):
+        for place, match in zip(range(column.length), _WORD.finditer(text.lower()), strict=False):
+            word = match.group()
+            if word not in bucket_of:
+                bucket_of[word] = _bucket(word, column.buckets)
+            ids[row, place] = 1 + bucket_of[word]
+    return ids
+
+
+def _bucket(word: str, buckets: int) -> int:
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % buckets
