@@ -4,12 +4,20 @@ It holds no record and reads no file. Every range, category, alphabet and length
 study, so that turning records into tensors never looks at what the records happen to hold.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Missing = Literal["refuse", "constant", "indicator"]
 SeriesMissing = Literal["refuse", "constant", "indicator", "forward", "forward_indicator"]
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def number_of(text: str) -> float | str:
+    """Return the number that a text is, or the text: "1", "1.0" and "1e0" are equal values."""
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 class Section(BaseModel):
@@ -40,7 +48,7 @@ class NumberColumn(Column):
     scale: Literal["linear", "log"] = "linear"  # log: log1p(x - low), for long tails
     outside: Literal["refuse", "clamp"] = "refuse"
     missing: Missing = "refuse"
-    fill: float | None = None  # what stands in for a missing value; default: middle of the range
+    fill: float | None = None  # what stands in for a missing value; default: 0 after scaling
     input: bool = True
 
     @model_validator(mode="after")
@@ -62,8 +70,10 @@ class CategoryColumn(Column):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len(set(self.values)) < len(self.values):
-            raise ValueError("expected values without repetition")
+        if len({number_of(value) for value in self.values}) < len(self.values):
+            raise ValueError("expected values without repetition (equal numbers are equal values)")
+        if "" in self.values or any(value != value.strip() for value in self.values):
+            raise ValueError("expected values that are not empty and have no blanks around them")
         return self
 
 
@@ -115,6 +125,12 @@ class LettersColumn(Column):
     kind: Literal["letters"]
     alphabet: str = Field(min_length=1)
     length: int = Field(ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.alphabet)) < len(self.alphabet):
+            raise ValueError("expected an alphabet without repetition")
+        return self
 
 
 class WordsColumn(Column):

@@ -1,6 +1,5 @@
 """Cells to numbers, category indices and texts, checked against their column's contract."""
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,12 +7,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from client.data.table import Cells, Table
-from shared_models.contract import CategoryColumn, NumberColumn, SeriesColumn, Variable
+from shared_models.contract import CategoryColumn, NumberColumn, SeriesColumn, Variable, number_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NONE = "a value (the study refuses missing ones)"
 
 
@@ -169,16 +167,10 @@ def _cell_of_series(
 
 
 def _index(values: Sequence[str]) -> Callable[[str | float], int]:
-    by_text = {value: index for index, value in enumerate(values)}
-    by_number = {
-        float(value): index for index, value in enumerate(values) if _NUMBER.fullmatch(value)
-    }
+    """Return a function from a text or a number to its index in ``values``, -1 for another."""
+    index = {number_of(value): place for place, value in enumerate(values)}
 
     def index_of(value: str | float) -> int:
-        if isinstance(value, str):
-            if value in by_text:
-                return by_text[value]
-            return by_number.get(float(value), -1) if _NUMBER.fullmatch(value) else -1
-        return by_number.get(float(value), -1)
+        return index.get(number_of(value) if isinstance(value, str) else float(value), -1)
 
     return index_of

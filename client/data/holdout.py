@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from client.data.records import Records
 from privacy.errors import DataError, StudyError
+from shared_models.contract import number_of
 from shared_models.sections import Evaluation
 
 SPLIT_KEY_BYTES = 32
@@ -70,7 +71,9 @@ def _by_column(records: Records, column: str, values: tuple[str, ...]) -> npt.ND
             f"{', '.join(sorted(records.public)) or 'none, there is no public column'}, "
             f"found {column!r}"
         )
-    mask: npt.NDArray[np.bool_] = np.isin(records.public[column], values)
+    wanted = {number_of(value) for value in values}
+    found, where = np.unique(records.public[column], return_inverse=True)
+    mask = np.array([number_of(str(value)) in wanted for value in found], dtype=np.bool_)[where]
     if records.patients is not None and len(records):
         seen = np.zeros((int(records.patients.max()) + 1, 2), dtype=np.bool_)
         seen[records.patients, mask.astype(np.int64)] = True
