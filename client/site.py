@@ -17,6 +17,7 @@ from client.control import load_control, store_control
 from client.policy import Policy, check
 from client.training import Tensors, Trainer
 from privacy.accounting import Event
+from privacy.dpsgd import Mechanism
 from privacy.encoding import Encoding
 from privacy.errors import ProtocolError
 from privacy.ledger import Ledger
@@ -147,29 +148,40 @@ class Site:
         data = self._study.data
         predicted = self._trainer.predict(state, held.inputs)
         cells = count_cells(
-            loss_kind(data), data.classes, held.targets.numpy(), predicted, target_range(data)
+            loss_kind(data),
+            data.classes,
+            held.targets.numpy(),
+            predicted,
+            bounds=target_range(data),
         )
         return Contribution(NO_VALUES, cells)
 
     def _debit(self, number: int, attempt: int) -> None:
         """Write the round's event down before a record is read; nothing is spent in mode none."""
-        mechanism, privacy = self._trainer.mechanism, self._study.privacy
-        if mechanism is None or not isinstance(privacy, LocalPrivacy):
+        event = training_event(self._study, self._trainer.mechanism, self._policy.dataset)
+        if event is None:
             return
         if self._folder is None:
             raise ValueError("expected a folder for the ledger of a private study")
-        event = Event(
-            study=self._digest,
-            dataset=self._policy.dataset,
-            unit=privacy.unit,
-            sampling_rate=mechanism.sampling_rate,
-            noise_multiplier=mechanism.noise_multiplier,
-            clipping_norm=mechanism.clipping_norm,
-            steps=self._study.training.local_steps or 1,
-            denominator=float(mechanism.expected_batch),
-            mode="local",
-            versions={name: version(name) for name in ("fedward", "torch", "opacus")},
-        )
-        key = f"{self._digest}/train/{number}/{attempt}"
+        self._folder.mkdir(parents=True, exist_ok=True)
         with Ledger(self._folder / "ledger.db") as ledger:
-            ledger.debit(event, key)
+            ledger.debit(event, f"{self._digest}/train/{number}/{attempt}")
+
+
+def training_event(study: Study, mechanism: Mechanism | None, dataset: str) -> Event | None:
+    """Return what one training round costs a site; None in mode none."""
+    privacy = study.privacy
+    if mechanism is None or not isinstance(privacy, LocalPrivacy):
+        return None
+    return Event(
+        study=study.digest(),
+        dataset=dataset,
+        unit=privacy.unit,
+        sampling_rate=mechanism.sampling_rate,
+        noise_multiplier=mechanism.noise_multiplier,
+        clipping_norm=mechanism.clipping_norm,
+        steps=study.training.local_steps or 1,
+        denominator=float(mechanism.expected_batch),
+        mode="local",
+        versions={name: version(name) for name in ("fedward", "torch", "opacus")},
+    )

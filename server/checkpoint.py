@@ -13,7 +13,7 @@ from pathlib import Path
 from privacy.errors import DataError, ProtocolError
 from shared_models.strategies import State, read_state, state_bytes
 
-Row = Mapping[str, float | int | None]
+Row = Mapping[str, object]  # plain JSON
 
 
 @dataclass(frozen=True)

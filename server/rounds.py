@@ -4,7 +4,7 @@ It never holds one site's vector, metrics or record count: what it is given is a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from shared_models.lanes import evaluate_lanes, total_weight, training_loss
 from shared_models.metrics import metrics_from_cells
 from shared_models.strategies import Vector, next_state, state_bytes
 from shared_models.study import Study
+from shared_models.tasks import target_range
 
 # exchange(kind, {site: message}, deadline in seconds) yields (site, answer) as answers arrive.
 Exchange = Callable[[str, Mapping[str, bytes], float], Iterator[tuple[str, bytes]]]
@@ -142,8 +143,11 @@ def _loss(opened: Opened) -> Row:
 
 
 def _released(study: Study, opened: Opened) -> Row:
-    figures = metrics_from_cells(loss_kind(study.data), study.data.classes, opened.lanes)
-    return {f"released_{name}": figure.value for name, figure in figures.items()}
+    data = study.data
+    figures = metrics_from_cells(
+        loss_kind(data), data.classes, opened.lanes, bounds=target_range(data)
+    )
+    return {"released": {name: asdict(figure) for name, figure in figures.items()}}
 
 
 def _evaluation_due(study: Study, number: int) -> bool:
@@ -153,8 +157,11 @@ def _evaluation_due(study: Study, number: int) -> bool:
 def _stalled(study: Study, history: Sequence[Row]) -> bool:
     """Early stopping: no released loss below the best one for ``patience`` evaluations."""
     patience = study.evaluation.patience
-    losses = [row["released_loss"] for row in history if row.get("released_loss") is not None]
-    values = [float(loss) for loss in losses if loss is not None]
+    values: list[float] = [
+        figures["loss"]["value"]
+        for figures in (row.get("released") for row in history)
+        if isinstance(figures, dict) and figures["loss"]["value"] is not None
+    ]
     if patience is None or len(values) <= patience:
         return False
     return min(values[-patience:]) >= min(values[:-patience])

@@ -48,6 +48,10 @@ class Study(Section):
         self._training_fits()
         self._privacy_fits()
         aggregation, simulation = self.aggregation, self.simulation
+        if aggregation.weighting == "records" and aggregation.ring_bits == 16:
+            raise ValueError(
+                "aggregation.ring_bits: expected 32 with weighting = 'records', found 16"
+            )
         if isinstance(self.privacy, DistributedPrivacy):
             if aggregation.strategy in {"fedprox", "scaffold"}:
                 raise ValueError(
@@ -115,6 +119,12 @@ class Study(Section):
         """Attempts beyond one a round that the noise is calibrated for."""
         spare = self.aggregation.spare_attempts
         return -(-self.rounds // 10) if spare is None else spare
+
+    def with_sites(self, count: int) -> "Study":
+        """Return the study with the number of sites that the records turned out to have."""
+        document = self.document()
+        document.setdefault("simulation", {})["sites"] = count
+        return parse_study(document, self.name)
 
     def canonical(self) -> str:
         """Return the canonical JSON: defaults filled in, keys sorted, columns in order."""

@@ -1,0 +1,140 @@
+"""What the same records give without federation: pooled, each site alone, and a linear model.
+
+They use no privacy and are a simulation's alone: no one could compute them in a deployment.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from client.training import Tensors, Trainer
+from shared_models.inputs import InputSpec, input_spec, loss_kind
+from shared_models.metrics import Figure, exact_metrics
+from shared_models.sections import Aggregation, NoPrivacy
+from shared_models.strategies import State, first_state, next_state
+from shared_models.study import Study
+from shared_models.weights import Vector32
+from simulations.pool import Pool
+from simulations.seeds import seeded_key
+
+Figures = dict[str, Figure]
+
+
+def baselines(study: Study, pool: Pool, first: Vector32) -> dict[str, Figures]:
+    """Return the metrics, on the pooled hold-out, of three models without federation.
+
+    Returns:
+        pooled: the study's network and rounds on all training records as one site.
+        local_only: the mean over sites of networks that saw their own site's records only.
+        linear: a linear model on all training records.
+    """
+    plain = study.model_copy(
+        update={"privacy": NoPrivacy(mode="none"), "aggregation": Aggregation()}
+    )
+    trainer = Trainer(plain, None)
+    held = pool.held()
+
+    def measured(records: Tensors, label: str) -> Figures:
+        state = _trained(plain, trainer, records, first, label)
+        return _measure(plain, held, trainer.predict(state, held.inputs))
+
+    alone = [measured(pool.split(i).train, name) for i, name in enumerate(pool.sites)]
+    return {
+        "pooled": measured(pool.train(), "pooled"),
+        "local_only": _mean(alone),
+        "linear": linear(plain, pool.train(), held),
+    }
+
+
+def _trained(
+    study: Study, trainer: Trainer, records: Tensors, first: Vector32, label: str
+) -> State:
+    """Run the study's rounds as a federation of one."""
+    state = first_state(study.aggregation, first)
+    seed = study.simulation.seed
+    for number in range(1, study.rounds + 1):
+
+        def keys(purpose: str, step: int, number: int = number) -> bytes:
+            return seeded_key(seed, "baseline", label, purpose, number, step)
+
+        update = trainer.train(state, records, keys)
+        change = update.change.astype(np.float64)
+        state = next_state(study.aggregation, study.rounds, state, change)
+    return state
+
+
+def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
+    """Return the metrics of logistic (or ridge) regression on summary features."""
+    features = FEATURES[input_spec(study).kind]
+    spec = input_spec(study)
+    x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
+    unseen = features(spec, held.inputs.numpy())
+    kind, classes = loss_kind(study.data), study.data.classes
+    if kind == "regression":
+        return _measure(study, held, _fit(Ridge(1.0), x, y).predict(unseen))
+    present = np.unique(y)
+    scores = np.zeros((len(unseen), len(classes)))
+    if len(present) < 2:
+        scores[:, present] = 1.0
+    else:
+        model = _fit(LogisticRegression(C=0.1, max_iter=500), x, y)
+        scores[:, present] = model.predict_proba(unseen)
+    return _measure(study, held, scores)
+
+
+def _fit(estimator: object, x: npt.NDArray[np.float64], y: npt.NDArray[np.generic]):  # type: ignore[no-untyped-def]
+    return make_pipeline(StandardScaler(), estimator).fit(x, y)
+
+
+def _measure(study: Study, held: Tensors, predicted: npt.NDArray[np.float64]) -> Figures:
+    kind, classes = loss_kind(study.data), study.data.classes
+    return exact_metrics(kind, classes, held.targets.numpy(), predicted)
+
+
+def _mean(parts: list[Figures]) -> Figures:
+    """Average each metric over the sites where it is defined; the interval is of the mean's n."""
+    means: Figures = {}
+    for name, figure in parts[0].items():
+        values = [part[name].value for part in parts]
+        known = [value for value in values if value is not None]
+        mean = float(np.mean(known)) if known else None
+        means[name] = replace(figure, value=mean, low=None, high=None)
+    return means
+
+
+def _flat(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    del spec
+    return inputs.reshape(len(inputs), -1).astype(np.float64)
+
+
+def _summary(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Mean, least, largest, first and last of each variable over time: (N, T, F) -> (N, 5 F)."""
+    del spec
+    x = inputs.astype(np.float64)
+    pieces = [x.mean(axis=1), x.min(axis=1), x.max(axis=1), x[:, 0], x[:, -1]]
+    return np.concatenate(pieces, axis=1)
+
+
+def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Counts of tokens, (N, L) -> (N, V); of a small alphabet, the token at each position."""
+    if spec.vocabulary <= 64:
+        onehot = np.eye(spec.vocabulary)[inputs.astype(np.int64)]  # (N, L, V)
+        return onehot.reshape(len(inputs), -1)
+    counts = np.zeros((len(inputs), spec.vocabulary))
+    rows = np.repeat(np.arange(len(inputs)), inputs.shape[1])
+    np.add.at(counts, (rows, inputs.reshape(-1).astype(np.int64)), 1.0)
+    return counts[:, 1:]
+
+
+Features = Callable[[InputSpec, npt.NDArray[np.generic]], npt.NDArray[np.float64]]
+FEATURES: dict[str, Features] = {
+    "features": _flat,
+    "image": _flat,
+    "series": _summary,
+    "tokens": _bag,
+}

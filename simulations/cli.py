@@ -1,0 +1,180 @@
+"""fedward-sim: try a study on virtual sites before anyone commits to it. It parses and prints."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from privacy.errors import DataError, FedwardError, StudyError
+from privacy.startup import check_packages
+
+app = typer.Typer(
+    help="Simulate a federated study on one machine, through the code of a real deployment.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+Study_ = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+Data = Annotated[
+    Path | None, typer.Option(help="File or folder of records; none for records that ship.")
+]
+Sites = Annotated[int | None, typer.Option(min=1, help="Number of virtual sites.")]
+Partition = Annotated[
+    str | None,
+    typer.Option(help="iid, dirichlet:ALPHA, quantity:ALPHA, column:NAME or files."),
+]
+Engine = Annotated[str, typer.Option(help="local: all sites in this process and its workers.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that train.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=2"),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same model.")]
+Baselines = Annotated[
+    bool, typer.Option("--baselines", help="Also train pooled, per site, and a linear model.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results. [runs/NAME]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was cut.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json on stdout.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
+) -> None:
+    """Train one private model for five hospitals on real breast-cancer records."""
+    with _errors():
+        study = _examples() / "breast" / "study.toml"
+        _run(study, None, [], out, baselines=True, replace=True)
+
+
+@app.command()
+def run(
+    study: Study_,
+    data: Data = None,
+    sites: Sites = None,
+    partition: Partition = None,
+    engine: Engine = "local",
+    workers: Workers = 1,
+    set_: Set = None,
+    seed: Seed = None,
+    baselines: Baselines = False,
+    out: Out = None,
+    resume: Resume = False,
+    json_: Json = False,
+) -> None:
+    """Run one study on virtual sites."""
+    with _errors():
+        if engine != "local":
+            raise StudyError(f"--engine: expected local, found {engine!r}")
+        overrides = list(set_ or [])
+        for key, value in (("sites", sites), ("partition", partition), ("seed", seed)):
+            if value is not None:
+                overrides.append(f"simulation.{key}={value}")
+        _run(
+            study,
+            data,
+            overrides,
+            out,
+            workers=workers,
+            baselines=baselines,
+            resume=resume,
+            as_json=json_,
+        )
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="One task in full.")] = None,
+) -> None:
+    """List what can be learnt, from which data, and an example study each."""
+    with _errors():
+        from simulations.catalogue import show_tasks
+
+        show_tasks(name, _examples(), Console())
+
+
+def _run(
+    path: Path,
+    data: Path | None,
+    overrides: list[str],
+    out: Path | None,
+    *,
+    workers: int = 1,
+    baselines: bool = False,
+    resume: bool = False,
+    as_json: bool = False,
+    replace: bool = False,
+) -> None:
+    from shared_models.study import load_study
+    from simulations.folder import claim
+
+    console = Console(stderr=True)
+    study = load_study(path, overrides)
+    out = out or Path("runs") / study.name
+    claim(out, study, resume=resume, replace=replace)
+    # Only now: torch and flwr take seconds to import, and a bad study should not wait for them.
+    from simulations.outcome import read_metrics, write_outcome
+    from simulations.progress import live_progress
+    from simulations.report import write_report
+    from simulations.run import simulate
+    from simulations.summary import print_summary
+
+    with live_progress(console, study) as watch:
+        outcome = simulate(
+            study,
+            data,
+            out,
+            workers=workers,
+            resume=resume,
+            with_baselines=baselines,
+            watch=watch,
+        )
+    results = write_outcome(outcome, out)
+    write_report(results, read_metrics(out), out / "report.html")
+    if as_json:
+        sys.stdout.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print_summary(results, console)
+    console.print(f"Results in {out}, report in {out / 'report.html'}")
+
+
+def _examples() -> Path:
+    folder = check_packages() / "examples"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: expected the example studies, found no folder",
+            "they come with the project's source, not with the installed packages",
+        )
+    return folder
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what went wrong into one line, a hint and an exit code; a bug stays a bug (1)."""
+    try:
+        check_packages()
+        yield
+    except FedwardError as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what is done is kept", "go on with --resume", INTERRUPTED)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    sys.stderr.write(f"fedward-sim: error: {line}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the program."""
+    app()

@@ -1,0 +1,241 @@
+"""What a run found, and the files that say so: results.json, metrics.csv, the model, the study.
+
+It computes figures from predictions and ledgers; pictures and words are the report's.
+"""
+
+import csv
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tomli_w
+
+from privacy.accounting import Event, Spent, epsilon
+from privacy.ledger import Ledger
+from server.checkpoint import Checkpoint, write_durably
+from shared_models.cells import Targets
+from shared_models.inputs import input_spec, loss_kind
+from shared_models.metrics import METRICS, Figure, exact_metrics
+from shared_models.sections import LocalPrivacy, NoPrivacy
+from shared_models.study import Study
+from simulations.curves import curves
+from simulations.federation import Traffic
+
+Document = dict[str, object]
+PACKAGES = ("fedward", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
+
+TRUST = {
+    "local": "nobody outside a site: each site's update is private by itself, against the server, "
+    "the other sites and every reader of the model",
+    "none": "every reader of the model: without differential privacy it may reveal records",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that is known after a run.
+
+    Attributes:
+        study: as run.
+        sites: names, in order.
+        checkpoint: after the last round.
+        targets: (H,) of the pooled hold-out.
+        predictions: (H, C) probabilities or (H,) numbers.
+        site_index: (H,) which site each held-out record is of.
+        baselines: figures of the models without federation, or None.
+        spent: what the sites' ledgers say, the largest over sites; None in mode none.
+        traffic: bytes of all messages.
+        seconds: wall time.
+        model: safetensors of the released model.
+    """
+
+    study: Study
+    sites: tuple[str, ...]
+    checkpoint: Checkpoint
+    targets: Targets
+    predictions: npt.NDArray[np.float64]
+    site_index: npt.NDArray[np.int64]
+    baselines: dict[str, dict[str, Figure]] | None
+    spent: Spent | None
+    traffic: Traffic
+    seconds: float
+    model: bytes
+
+    def figures(self) -> dict[str, Figure]:
+        """Return the exact metrics of the released model on the pooled hold-out."""
+        return _exact(self.study, self.targets, self.predictions)
+
+    def results(self) -> Document:
+        """Return the content of results.json."""
+        kind, classes = loss_kind(self.study.data), self.study.data.classes
+        last = self.checkpoint.history[-1] if self.checkpoint.history else {}
+        rounds = self.checkpoint.state.round
+        return {
+            "study": self.study.document(),
+            "study_digest": self.study.digest(),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "engine": "local",
+            "seed": self.study.simulation.seed,
+            "sites": len(self.sites),
+            "rounds": rounds,
+            "metrics": _figures(self.figures()),
+            "metrics_note": "exact figures on the pooled hold-out, which only a simulation knows",
+            "released": last.get("released"),
+            "sites_metrics": self._sites_metrics(),
+            "baselines": self.baselines
+            and {name: _figures(figures) for name, figures in self.baselines.items()},
+            "privacy": self._privacy(),
+            "curves": curves(kind, classes, self.targets, self.predictions),
+            "costs": {
+                "wall_s": round(self.seconds, 3),
+                "site_rounds_per_s": round(self._site_rounds() / max(self.seconds, 1e-9), 1),
+                "peak_rss_mb": round(peak_rss_mb(), 1),
+                "bytes_up": self.traffic.bytes_up,
+                "bytes_down": self.traffic.bytes_down,
+            },
+        }
+
+    def _site_rounds(self) -> int:
+        return sum(int(str(row["sites"])) for row in self.checkpoint.history)
+
+    def _sites_metrics(self) -> Document:
+        metrics: Document = {}
+        for index, name in enumerate(self.sites):
+            own = self.site_index == index
+            found = _exact(self.study, self.targets[own], self.predictions[own])
+            metrics[name] = {"n": int(own.sum()), **{k: f.value for k, f in found.items()}}
+        return metrics
+
+    def _privacy(self) -> Document:
+        mode = self.study.privacy.mode
+        spent = self.spent
+        return {
+            "mode": mode,
+            "unit": spent.unit if spent else None,
+            "adjacency": spent.adjacency if spent else None,
+            "epsilon": spent.epsilon if spent else None,
+            "delta": spent.delta if spent else None,
+            "rdp_epsilon": spent.rdp_epsilon if spent else None,
+            "accountant": spent.accountant if spent else None,
+            "trusted": TRUST[mode],
+        }
+
+
+def write_outcome(outcome: Outcome, folder: Path) -> Document:
+    """Write results.json, the model with its description and the study; return the results."""
+    results = outcome.results()
+    study = outcome.study
+    spec = input_spec(study)
+    model = {
+        "study": study.document(),
+        "study_digest": study.digest(),
+        "input": {"kind": spec.kind, "shape": list(spec.shape), "names": list(spec.names)},
+        "classes": list(study.data.classes),
+        "privacy": results["privacy"],
+    }
+    write_durably(folder / "model.safetensors", outcome.model)
+    write_durably(folder / "model.json", json_bytes(model))
+    write_durably(folder / "study.toml", tomli_w.dumps(study.document()).encode())
+    write_durably(folder / "results.json", json_bytes(results))
+    return results
+
+
+def json_bytes(document: Mapping[str, object]) -> bytes:
+    """Return a document as indented JSON; NaN is refused, undefined is null."""
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+class MetricsFile:
+    """metrics.csv: one row a round, flushed as it goes; a resumed run keeps the rows it has."""
+
+    def __init__(self, path: Path, columns: Sequence[str], rounds: int) -> None:
+        """Keep the rows of the first ``rounds`` rounds of an earlier run."""
+        self._path, self._columns = path, list(columns)
+        kept: list[dict[str, str]] = []
+        if path.exists() and rounds:
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["round"]) <= rounds]
+        self.last = int(kept[-1]["round"]) if kept else 0
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Append one row; columns that it lacks stay empty."""
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
+        self.last = int(str(row["round"]))
+
+
+def open_metrics(study: Study, folder: Path, rounds: int) -> MetricsFile:
+    """Open metrics.csv of a run that has ``rounds`` rounds behind it."""
+    names = METRICS[loss_kind(study.data)]
+    columns = ("round", "sites", "epsilon", "train_loss", *names, *(f"released_{n}" for n in names))
+    folder.mkdir(parents=True, exist_ok=True)
+    return MetricsFile(folder / "metrics.csv", columns, rounds)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """Return the rows of metrics.csv; an empty field is None."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {name: float(text) if text else None for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def spent_in(study: Study, folder: Path, sites: Sequence[str]) -> Spent | None:
+    """Return the largest cost over the sites, from the events in their ledgers."""
+    if not isinstance(study.privacy, LocalPrivacy):
+        return None
+    histories: dict[tuple[str, ...], list[Event]] = {}
+    for site in sites:  # many sites have the same history: compose it once
+        events = _events(folder / site, study)
+        histories[tuple(event.model_dump_json() for event in events)] = events
+    costs = [epsilon(events, study.privacy.delta) for events in histories.values()]
+    return max(costs, key=lambda spent: spent.epsilon)
+
+
+def planned_epsilon(study: Study, event: Event | None, rounds: int) -> float | None:
+    """Return what ``rounds`` debits of one event cost; None in mode none."""
+    if isinstance(study.privacy, NoPrivacy) or event is None:
+        return None
+    return epsilon([event] * rounds, study.privacy.delta).epsilon
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process and its largest child, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, child) * unit / 2**20
+
+
+def _events(folder: Path, study: Study) -> list[Event]:
+    path = folder / "ledger.db"
+    if not path.exists():
+        return []
+    with Ledger(path) as ledger:
+        return ledger.events(study=study.digest())
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def _exact(
+    study: Study, targets: Targets, predictions: npt.NDArray[np.float64]
+) -> dict[str, Figure]:
+    return exact_metrics(loss_kind(study.data), study.data.classes, targets, predictions)
+
+
+def _figures(figures: Mapping[str, Figure]) -> Document:
+    return {name: asdict(figure) for name, figure in figures.items()}

@@ -1,0 +1,238 @@
+"""One study on virtual sites, from its records to its results; it prints nothing.
+
+The rounds are the server's and the training the client's. Here is what only a simulation may know:
+exact figures on the pooled hold-out, figures of single sites, baselines.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from client.training import Trainer, planned_mechanism
+from privacy.errors import StudyError
+from server.checkpoint import Checkpoint, load, save
+from server.rounds import run_rounds
+from shared_models.cells import Targets
+from shared_models.inputs import loss_kind
+from shared_models.metrics import Figure, exact_metrics
+from shared_models.registry import build_network
+from shared_models.sections import DistributedPrivacy
+from shared_models.strategies import State, first_state
+from shared_models.study import Study
+from shared_models.weights import load_vector, safetensors_of, vector_of
+from simulations.baselines import baselines
+from simulations.federation import Federation, Traffic, open_federation
+from simulations.outcome import Outcome, open_metrics, planned_epsilon, spent_in
+from simulations.pool import Gathered, Pool, gather, pool
+from simulations.seeds import seeded_integer
+
+Predictions = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told after each round."""
+
+    round: int
+    rounds: int
+    metric: dict[str, Figure]
+    epsilon: float | None
+    fold: int | None = None
+
+
+Watch = Callable[[Progress], None]
+
+
+def simulate(
+    study: Study,
+    data: Path | None,
+    out: Path,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    with_baselines: bool = False,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Run a study on virtual sites and leave its files in ``out``.
+
+    Args:
+        study: what to run, its simulation section included.
+        data: the records' file or folder; None for records that ship with a dependency.
+        out: where checkpoints and metrics go as they arise.
+        workers: processes that train.
+        resume: go on from the checkpoint in ``out``.
+        with_baselines: also train without federation.
+        watch: told after each round.
+
+    Raises:
+        StudyError, DataError: the study, the records or the folder cannot be used.
+        ProtocolError, AbsentError: too many attempts failed; the last checkpoint stands.
+    """
+    if isinstance(study.privacy, DistributedPrivacy):
+        raise StudyError("privacy.mode: expected local or none, distributed is not here yet")
+    torch.set_num_threads(1)  # the same bytes for any number of workers; two threads collapse
+    began = time.monotonic()
+    gathered = gather(study, data)
+    found = len(gathered.sites)
+    if found != study.simulation.sites:
+        study = study.with_sites(found)
+    parts = [
+        _one_fold(study, gathered, fold, out, workers, resume, watch)
+        for fold in (range(study.evaluation.folds) if study.evaluation.folds else [None])
+    ]
+    measured = parts[0] if len(parts) == 1 else _joined(parts)
+    lone = None
+    if with_baselines:
+        network = build_network(study, seeded_integer(study.simulation.seed, "model"))
+        lone = baselines(study, parts[0].pool, vector_of(network))
+    return Outcome(
+        study=study,
+        sites=measured.pool.sites,
+        checkpoint=measured.checkpoint,
+        targets=measured.targets,
+        predictions=measured.predictions,
+        site_index=measured.site_index,
+        baselines=lone,
+        spent=spent_in(study, out / "sites", measured.pool.sites),
+        traffic=measured.traffic,
+        seconds=time.monotonic() - began,
+        model=measured.model,
+    )
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What one run of the rounds gave."""
+
+    pool: Pool
+    checkpoint: Checkpoint
+    targets: Targets
+    predictions: Predictions
+    site_index: npt.NDArray[np.int64]
+    traffic: Traffic
+    model: bytes
+
+
+def _one_fold(
+    study: Study,
+    gathered: Gathered,
+    fold: int | None,
+    out: Path,
+    workers: int,
+    resume: bool,
+    watch: Watch | None,
+) -> _Fold:
+    records = pool(study, gathered, fold)
+    folder = out if fold is None else out / f"fold-{fold + 1}"
+    trainer = Trainer(study, planned_mechanism(study))
+    network = build_network(study, seeded_integer(study.simulation.seed, "model"))
+    start = Checkpoint(study.digest(), first_state(study.aggregation, vector_of(network)), ())
+    if resume:
+        start = load(folder / "checkpoint", trainer.parameters) or start
+        if start.digest != study.digest():
+            raise StudyError(
+                f"{out}: expected the study that was started there, found a changed one",
+                "give another --out folder",
+            )
+    federation = open_federation(study, records, trainer, folder / "sites", workers)
+    measure = _Measure(study, records, trainer)
+    try:
+        final = _rounds(study, start, federation, measure, folder, watch)
+    finally:
+        federation.close()
+    held = records.held()
+    load_vector(network, final.state.released().astype(np.float32))
+    return _Fold(
+        pool=records,
+        checkpoint=final,
+        targets=held.targets.numpy(),
+        predictions=trainer.predict(final.state, held.inputs),
+        site_index=records.held_site(),
+        traffic=federation.traffic,
+        model=safetensors_of(network, {"study_digest": study.digest()}),
+    )
+
+
+class _Measure:
+    """Exact figures of a model on the pooled hold-out: a simulation's own, never the server's."""
+
+    def __init__(self, study: Study, records: Pool, trainer: Trainer) -> None:
+        self._study, self._trainer, self._held = study, trainer, records.held()
+
+    def __call__(self, state: State) -> dict[str, Figure]:
+        data = self._study.data
+        predicted = self._trainer.predict(state, self._held.inputs)
+        return exact_metrics(loss_kind(data), data.classes, self._held.targets.numpy(), predicted)
+
+
+def _rounds(
+    study: Study,
+    start: Checkpoint,
+    federation: Federation,
+    measure: _Measure,
+    folder: Path,
+    watch: Watch | None,
+) -> Checkpoint:
+    """Run the server's rounds; add the exact figures to metrics.csv as they arise."""
+    now = start
+    metrics = open_metrics(study, folder, start.state.round)
+    asked: Counter[str] = Counter()
+    for number in range(1, start.state.round + 1):
+        asked.update(federation.cohorts(number))
+
+    def note(now: Checkpoint) -> Progress:
+        number, row = now.state.round, now.history[-1]
+        due = number % study.evaluation.every == 0 or number == study.rounds or now.stopped
+        figures = measure(now.state) if due else {}
+        spent = None
+        if due:
+            debits = max(asked.values()) + now.spent_attempts
+            spent = planned_epsilon(study, federation.event, debits)
+        released = row.get("released")
+        columns = (
+            {f"released_{k}": f["value"] for k, f in released.items()}
+            if isinstance(released, dict)
+            else {}
+        )
+        exact = {name: figure.value for name, figure in figures.items()}
+        metrics.add({**row, **exact, **columns, "epsilon": spent})
+        return Progress(number, study.rounds, figures, spent)
+
+    if start.state.round > metrics.last:  # the run was cut between checkpoint and metrics
+        note(start)
+    for now in run_rounds(
+        study,
+        start,
+        federation.exchange,
+        federation.summation,
+        federation.cohorts,
+        study.simulation.sites,
+        keep=lambda checkpoint: save(folder / "checkpoint", checkpoint),
+    ):
+        asked.update(federation.cohorts(now.state.round))
+        progress = note(now)
+        if watch is not None:
+            watch(progress)
+    return now
+
+
+def _joined(parts: list[_Fold]) -> _Fold:
+    """Pool the held-out predictions of all folds: every record is predicted exactly once."""
+    traffic = Traffic(
+        sum(part.traffic.bytes_up for part in parts),
+        sum(part.traffic.bytes_down for part in parts),
+        sum(part.traffic.answers for part in parts),
+    )
+    return replace(
+        parts[0],
+        targets=np.concatenate([part.targets for part in parts]),
+        predictions=np.concatenate([part.predictions for part in parts]),
+        site_index=np.concatenate([part.site_index for part in parts]),
+        traffic=traffic,
+    )
