@@ -46,7 +46,9 @@ class LocalGrid(Grid):
         self._nodes = tuple(nodes)
         self._ids = itertools.count(1)
         self._context = _context()
-        self._workers = [_Worker(app) for _ in range(workers)] if workers > 1 else []
+        self._workers: list[_Worker] = []
+        for _ in range(workers if workers > 1 else 0):
+            self._workers.append(_Worker(app, [w.connection for w in self._workers]))
 
     def close(self) -> None:
         """End the workers."""
@@ -133,15 +135,16 @@ class LocalGrid(Grid):
 class _Worker:
     """One forked process that answers for its nodes."""
 
-    def __init__(self, app: ClientApp) -> None:
+    def __init__(self, app: ClientApp, others: list[Connection]) -> None:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
+        others = [*others, self.connection]
         self.pending: list[Message] = []
         self._last: bytes | None = None
         # A thread writes: if both ends wrote large messages at once, both would wait for ever.
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, daemon=True)
-        self._process = context.Process(target=_serve, args=(app, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(app, theirs, others), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -190,8 +193,10 @@ class _Worker:
             self._process.join()
 
 
-def _serve(app: ClientApp, connection: Connection) -> None:
+def _serve(app: ClientApp, connection: Connection, others: list[Connection]) -> None:
     """Answer messages until the pipe closes; the parent alone reacts to Ctrl-C."""
+    for other in others:  # else a pipe whose parent died would stay open in its siblings
+        other.close()
     import torch
 
     torch.set_num_threads(1)
