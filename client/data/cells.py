@@ -12,6 +12,8 @@ from shared_models.contract import CategoryColumn, NumberColumn, SeriesColumn, V
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+SHOWN = 12  # allowed values that an error lists
+
 _NONE = "a value (the study refuses missing ones)"
 
 
@@ -77,7 +79,9 @@ def categories(
     index_of = _index(column.values)
     known = np.array([index_of(value) for value in found] + [-1], dtype=np.int64)
     indices = known[codes]  # (N,); missing has code -1, which is the last of known
-    allowed = ", ".join(map(repr, column.values))
+    allowed = ", ".join(map(repr, column.values[:SHOWN]))
+    if len(column.values) > SHOWN:
+        allowed += f" and {len(column.values) - SHOWN} more"
     _refuse(
         (indices < 0) & (codes >= 0),
         lambda row: table.fault(row, name, f"one of {allowed}", "another value"),

@@ -1,5 +1,6 @@
 """From a path to the records of a study: which files, which reader, and one site or many."""
 
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -10,7 +11,7 @@ from client.data.encode import encode, patient_indices
 from client.data.jsonl import read_jsonl
 from client.data.npz import read_npz
 from client.data.png import read_png
-from client.data.records import Records
+from client.data.records import Records, join
 from client.data.tables import read_table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data
@@ -47,7 +48,7 @@ def read_records(study: Study, path: Path | None) -> Records:
         raise _no_files(path, data)
     if len(files) == 1:
         return _read_file(study, files[0])
-    return concatenate([_named(_read_file(study, file), _stem(file)) for file in files])
+    return _together([_named(_read_file(study, file), _stem(file)) for file in files])
 
 
 def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
@@ -76,28 +77,15 @@ def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
     return [(name, read_records(study, s)) for name, s in zip(names, sources, strict=True)]
 
 
-def concatenate(records: list[Records]) -> Records:
-    """Return one site's records from several sources of one study, in order.
-
-    Raises:
-        DataError: together they pass the ceiling.
-        ValueError: there are no sources.
-    """
-    if len(records) < 2:
-        return records[0]
-    ceiling.check_bytes(sum(part.inputs.nbytes for part in records), "records")
-    identities = tuple(name for part in records for name in part.identities)
-    with_patients = records[0].patients is not None
-    return Records(
-        inputs=np.concatenate([part.inputs for part in records]),
-        targets=np.concatenate([part.targets for part in records]),
-        identities=identities,
-        patients=patient_indices(identities) if with_patients else None,
-        public={
-            name: np.concatenate([part.public[name] for part in records])
-            for name in records[0].public
-        },
-    )
+def _together(parts: list[Records]) -> Records:
+    """Return one site's records from several sources; one id is one patient in all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    ceiling.check_bytes(sum(part.inputs.nbytes for part in parts), "records")
+    records = join(parts)
+    if records.patients is None:
+        return records
+    return replace(records, patients=patient_indices(records.identities))
 
 
 def _read_file(study: Study, path: Path) -> Records:
@@ -109,7 +97,7 @@ def _read_file(study: Study, path: Path) -> Records:
             f"whose name ends in none of {', '.join(SUFFIXES)}"
         )
     if kind == "npz":
-        return concatenate([encode(study, table) for table in read_npz(path, data)])
+        return _together([encode(study, table) for table in read_npz(path, data)])
     if kind == "jsonl":
         return encode(study, read_jsonl(path, data))
     if kind == "png":
@@ -118,8 +106,7 @@ def _read_file(study: Study, path: Path) -> Records:
 
 
 def _named(records: Records, name: str) -> Records:
-    public = {**records.public, "file": np.full(len(records), name)}
-    return Records(records.inputs, records.targets, records.identities, records.patients, public)
+    return replace(records, public={**records.public, "file": np.full(len(records), name)})
 
 
 def _format(path: PurePath) -> str | None:
