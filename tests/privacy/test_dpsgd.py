@@ -1,4 +1,4 @@
-"""The private step against a naive loop over single records; its noise, edges and planted faults."""
+"""The private step against a naive loop over single records; noise, edges and planted faults."""
 
 import copy
 import math
