@@ -36,8 +36,8 @@ def partition(study: Study, records: Records, seed: int) -> list[tuple[str, Rows
         first record); column:NAME leaves patients where the column has them.
 
     Raises:
-        StudyError: no such public column, fewer than three natural sites, a Dirichlet draw that is
-            not finite, or label skew of a target without classes.
+        StudyError: no such public column, fewer than three natural sites, a Dirichlet draw that
+            does not sum to 1, or label skew of a target without classes.
         DataError: a record without a site, or a patient at two when the unit of privacy is one.
         ValueError: partition "files", whose sites come from ``client.data.read.read_sites``.
 
@@ -88,10 +88,8 @@ def _named(units: Rows, shares: list[Rows]) -> list[tuple[str, Rows]]:
 def _by_draw(generator: np.random.Generator, units: Rows, count: int, alpha: float) -> list[Rows]:
     """Divide ``units`` among ``count`` sites, in proportions drawn from a symmetric Dirichlet."""
     proportions = generator.dirichlet(np.full(count, alpha))
-    if not np.isfinite(proportions).all():
-        raise StudyError(
-            f"simulation.partition: expected an ALPHA whose Dirichlet draw is finite, got {alpha}"
-        )
+    if not abs(proportions.sum() - 1) < 1e-6:  # ALPHA near the largest float: zeros or NaN
+        raise StudyError(f"simulation.partition: expected a smaller ALPHA, found {alpha}")
     ends = np.rint(np.cumsum(proportions) * len(units)).astype(np.int64)
     return np.split(generator.permutation(units), np.minimum(ends[:-1], len(units)))
 

@@ -94,10 +94,21 @@ def test_no_dna_sequence_is_on_both_sides() -> None:
 
 
 def test_questions_of_nine_institutes_are_read_in_seconds() -> None:
-    types = (
-        "information symptoms treatment inheritance frequency causes research outlook "
-        "susceptibility considerations prevention stages complications"
-    ).split()
+    types = [
+        "information",
+        "symptoms",
+        "treatment",
+        "inheritance",
+        "frequency",
+        "causes",
+        "research",
+        "outlook",
+        "susceptibility",
+        "considerations",
+        "prevention",
+        "stages",
+        "complications",
+    ]
     types += ["genetic changes", "exams and tests", "support groups"]
     columns = {
         "qtype": {"kind": "category", "values": types},
