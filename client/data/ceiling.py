@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 BYTES_MAX = 2 << 30  # of one file after decompression, and of one array of records
-CELLS_MAX = 1 << 26  # of one table; a cell of text takes some 60 bytes
+CELLS_MAX = 1 << 25  # of one table; a cell of text takes some 60 bytes
 
 
 def check_bytes(count: int, source: object) -> None:

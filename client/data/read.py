@@ -41,9 +41,9 @@ def read_records(study: Study, path: Path | None) -> Records:
         return encode(study, read_builtin(data))
     if not path.is_dir():
         return _read_file(study, path)
-    if data.format == "png":
+    files = [] if data.format == "png" else _matching(path, data)
+    if data.format == "png" or (not files and _has_pictures(path, data)):
         return encode(study, read_png(path, data))
-    files = _matching(path, data)
     if not files:
         raise _no_files(path, data)
     if len(files) == 1:
@@ -135,6 +135,11 @@ def _matching(folder: Path, data: Data) -> list[Path]:
         return files
     wanted = {data.format} if data.format else set(SUFFIXES.values())
     return [file for file in files if _format(file) in wanted]
+
+
+def _has_pictures(folder: Path, data: Data) -> bool:
+    """Say whether a study that names no format and no files finds folders of PNG."""
+    return data.format is None and data.files is None and any(folder.glob("*/*.png"))
 
 
 def _no_files(folder: Path, data: Data) -> DataError:

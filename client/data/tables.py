@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from client.data import ceiling
-from client.data.table import Table, cell_of
+from client.data.table import Table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data, ImageColumn, SeriesColumn
 
@@ -52,7 +52,8 @@ def read_table(path: Path, data: Data, separator: str) -> Table:
     columns = {}
     for index, name in enumerate(data.columns):
         cells = np.empty(len(rows), dtype=object)
-        cells[:] = [cell_of(row[index], marks) for row in rows]
+        # cell_of, written out: a call for each of millions of cells takes as long as the parser
+        cells[:] = [None if (cell := row[index].strip()) in marks else cell for row in rows]
         columns[name] = cells
     return Table(len(rows), columns, lambda row: f"{path}: row {lines[row]}")
 

@@ -117,6 +117,15 @@ def test_declared_sizes_above_the_ceiling_are_refused(
     assert len(list(read_npz(path, contract()))) == 1
 
 
+def test_arrays_together_stay_below_the_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = contract(age={"kind": "number", "low": 0, "high": 1})
+    path = write(tmp_path, y=np.zeros(1000, np.uint8), age=np.zeros(1000, np.uint8))
+    monkeypatch.setattr(ceiling, "BYTES_MAX", 2000)  # each array has 1128 bytes with its header
+    assert "at most 2,000 bytes, found 2,256" in refusal(path, data)
+
+
 def test_a_header_of_a_huge_shape_is_refused_before_it_is_believed(tmp_path: Path) -> None:
     header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)}
     assert "at most" in refusal(write_member(tmp_path, header, bytes(8)), contract())

@@ -174,6 +174,8 @@ def test_folders_of_pictures_are_one_set_or_a_site_each(tmp_path: Path) -> None:
         picture(tmp_path / site / "0" / "p.png")
         picture(tmp_path / site / "1" / "p.png")
     assert read_records(study, tmp_path / "a").targets.tolist() == [0, 1]
+    unnamed = study_of(columns, task="image")
+    assert read_records(unnamed, tmp_path / "a").targets.tolist() == [0, 1]
     assert [(name, len(own)) for name, own in read_sites(study, tmp_path)] == [
         ("a", 2), ("b", 2), ("c", 2),
     ]  # fmt: skip

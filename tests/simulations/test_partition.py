@@ -105,6 +105,11 @@ def test_the_seed_decides_and_global_generators_do_not(how: str) -> None:
     assert first != [rows.tolist() for _, rows in partition(study, records, 8)]
 
 
+def test_a_known_partition_stays() -> None:
+    found = partition(study_of("iid", 3), records_of([0] * 9), 7)
+    assert [rows.tolist() for _, rows in found] == [[2, 3, 7], [1, 5, 6], [0, 4, 8]]
+
+
 @pytest.mark.parametrize("how", ["iid", "dirichlet:0.5", "quantity:0.5"])
 def test_rows_of_a_site_increase(how: str) -> None:
     for _, rows in partition(study_of(how), records_of([0, 1, 2] * 50), 7):
