@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.traced import Gradient, gradient_by_autograd, traced_gradient
 from privacy.accounting import noise_multiplier
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.sampling import poisson_sample
@@ -79,8 +80,9 @@ class Trainer:
         self._network = build_network(study)
         self._network.train()
         self._flat = flatten_in_place(self._network)
-        self._parameters = list(self._network.parameters())
         self._views = views(self._flat, self._network)
+        self._autograd = gradient_by_autograd(self._network, self._losses)
+        self._traced: Gradient | None = None
         self._mechanism = mechanism
         self._private = (
             None if mechanism is None else PrivateStep(self._network, self._losses, mechanism)
@@ -206,15 +208,27 @@ class Trainer:
         steps, seen = 0, 0
         total = torch.zeros(())
         for rows in _batches(self._study, len(records), keys):
-            losses = self._losses(self._network(records.inputs[rows]), records.targets[rows])
-            gradients = torch.autograd.grad(losses.mean(), self._parameters)
+            inputs, targets = records.inputs[rows], records.targets[rows]
+            gradients, batch_loss = self._gradient(inputs, targets)(self._views, inputs, targets)
             if fused:  # one call for all parameters, as torch.optim.SGD does it
                 torch._foreach_add_(self._views, gradients, alpha=-training.learning_rate)
             else:
                 step(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            total += losses.detach().sum()
+            total += batch_loss
             steps, seen = steps + 1, seen + len(rows)
         return steps, float(total), seen
+
+    def _gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> Gradient:
+        """Return the traced gradient for full batches, autograd's for others.
+
+        The choice hangs on the shape alone, so that every process makes it alike.
+        """
+        if self._stochastic or len(targets) != (self._study.training.batch_size or BATCH_SIZE):
+            return self._autograd
+        if self._traced is None:
+            traced = traced_gradient(self._network, self._losses, inputs, targets)
+            self._traced = traced or self._autograd
+        return self._traced
 
     def _private_steps(
         self, records: Tensors, keys: Keys, step: Callable[[torch.Tensor], None]
