@@ -77,6 +77,7 @@ def render_report(results: Json, history: Rows, curves: Json | None) -> str:
     main = _main_metric(results, curves)
     baselines = _baselines(results, main)
     released = results.get("released")
+    rows = _metric_rows(results["metrics"], released)
     return rooms.get_template("report.html.j2").render(
         name=results["study"]["name"],
         digest=results["study_digest"],
@@ -87,7 +88,8 @@ def render_report(results: Json, history: Rows, curves: Json | None) -> str:
         result=wording.result(main, results["metrics"][main]) if main else "",
         main=main,
         reading=wording.reading(curves),
-        metrics=_metric_rows(results["metrics"], released),
+        metrics=rows,
+        bars=any(row["bar"] for row in rows),
         released=released is not None,
         tiles=_tiles(results, main),
         learning=_learning(results, history, main),

@@ -23,7 +23,7 @@ LABELS = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
-    "loss": ("Loss", "what training makes small; lower is better"),
+    "loss": ("Loss", "log loss in nats, or mean squared error; lower is better"),
 }
 MODELS = {
     "mlp": "a multi-layer perceptron",
@@ -122,12 +122,15 @@ def sharing(results: Json) -> str:
 
 def result(name: str, figure: Json) -> str:
     """Return one sentence on the main figure and its interval."""
+    inside = label(name)
+    if not inside[:2].isupper():  # AUC stays, Accuracy does not
+        inside = inside[0].lower() + inside[1:]
     if figure["value"] is None:
-        return f"{label(name)} on the held-out records: undefined."
-    text = f"On {figure['n']:,} held-out records its {label(name)} is {show(figure['value'])}"
+        return f"Its {inside} on the held-out records is undefined."
+    text = f"On {figure['n']:,} held-out records its {inside} is {show(figure['value'])}"
     if figure["low"] is None or figure["high"] is None:
         return f"{text}."
-    return f"{text} (95 % interval {show(figure['low'])} to {show(figure['high'])})."
+    return f"{text} (95\u00a0% interval {show(figure['low'])} to {show(figure['high'])})."
 
 
 def reading(curves: Json | None) -> str:
@@ -255,4 +258,4 @@ def _factor(epsilon: float) -> str:
 def _percent(share: float) -> str:
     """Write a share as a percentage that never rounds up to certainty."""
     text = f"{100 * share:.1f}\u00a0%"
-    return text if share == 1.0 or not text.startswith("100") else "more than 99.9\u00a0%"
+    return text if not text.startswith("100") else "more than 99.9\u00a0%"
