@@ -103,7 +103,7 @@ def _cleaned(traced: GraphModule) -> GraphModule:
     for node in list(graph.nodes):
         inner = node.args[0] if node.target is ops.t.default else None
         if isinstance(inner, Node) and inner.target is ops.t.default:
-            node.replace_all_uses_with(inner.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(inner.args[0])
     graph.eliminate_dead_code()
     for node in graph.nodes:
         node.target = DIRECT.get(node.target, node.target)
