@@ -2,6 +2,7 @@
 
 import json
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -102,14 +103,16 @@ def test_another_format_under_the_name_of_png_is_refused(tmp_path: Path) -> None
     assert "expected a whole PNG" in refusal(tmp_path, contract())
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     (tmp_path / "ill").mkdir()
     for side in (10_000, 100_000):
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
         chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
         (tmp_path / "ill" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + bytes(64))
-        assert "a.png: expected a whole PNG" in refusal(tmp_path, contract())
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert "a.png: expected a whole PNG" in refusal(tmp_path, contract())
+        assert told == []
 
 
 def test_too_many_pictures_are_refused_before_they_are_read(
