@@ -36,19 +36,18 @@ SITE_METRICS = (
 )
 
 
-def write_report(results: Json, history: Rows, curves: Json | None, path: Path) -> None:
+def write_report(results: Json, history: Rows, path: Path) -> None:
     """Write the report of one run.
 
     Args:
-        results: what results.json holds.
+        results: what results.json holds; its "curves" are those of `simulations.curves.curves`.
         history: rows of metrics.csv: round, epsilon and metrics by name; texts are read as numbers.
-        curves: what `simulations.curves.curves` returned for the final model, or None.
         path: of the HTML file; written beside it first, then renamed.
 
     Raises:
         DataError: the file cannot be written.
     """
-    text = render_report(results, history, curves)
+    text = render_report(results, history)
     aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -62,7 +61,7 @@ def write_report(results: Json, history: Rows, curves: Json | None, path: Path) 
         ) from error
 
 
-def render_report(results: Json, history: Rows, curves: Json | None) -> str:
+def render_report(results: Json, history: Rows) -> str:
     """Return the report as HTML; the arguments are those of `write_report`."""
     rooms = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -74,6 +73,7 @@ def render_report(results: Json, history: Rows, curves: Json | None) -> str:
     rooms.filters["show"] = wording.show
     rooms.filters["show_epsilon"] = wording.show_epsilon
     rooms.filters["label"] = wording.label
+    curves = results.get("curves")
     main = _main_metric(results, curves)
     baselines = _baselines(results, main)
     released = results.get("released")
@@ -228,7 +228,10 @@ def _sites(sites: Json | None) -> dict[str, Any] | None:
             (title, [_quantile(column, share) for column in columns])
             for title, share in (("lowest", 0.0), ("median", 0.5), ("highest", 1.0))
         ]
-    return {"names": names, "rows": table, "count": len(sites)}
+    elif "n" in present:
+        counts = [values.get("n") for values in sites.values()]
+        return {"names": names, "rows": table, "count": len(sites), "records": counts}
+    return {"names": names, "rows": table, "count": len(sites), "records": None}
 
 
 def _baselines(results: Json, main: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 
 import numpy as np
@@ -39,7 +40,7 @@ def predictions(kind, size=120):
 
 
 def run(kind="binary", mode="local", masking="fsa1", name="heart-2026", sites=5):
-    """Return (results, history, curves) of a made-up run."""
+    """Return (results, history) of a made-up run."""
     truth, guesses = predictions(kind)
     figures = exact_metrics(kind, CLASSES[kind], truth, guesses)
     values = {key: figure.value for key, figure in figures.items()}
@@ -61,7 +62,7 @@ def run(kind="binary", mode="local", masking="fsa1", name="heart-2026", sites=5)
         "rounds": 20,
         "metrics": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
         "released": None,
-        "sites_metrics": {f"site-{k}": values for k in range(sites)},
+        "sites_metrics": {f"site-{k}": {"n": 24} | values for k in range(sites)},
         "baselines": {"pooled": values, "local_only": values, "linear": None},
         "privacy": {
             "mode": mode,
@@ -73,10 +74,11 @@ def run(kind="binary", mode="local", masking="fsa1", name="heart-2026", sites=5)
             "accountant": "PLD" if private else None,
             "trusted": ["Four of the five sites."],
         },
+        "curves": curves(kind, CLASSES[kind], truth, guesses, bounds=(0.0, 30.0)),
         "costs": {"wall_s": 3.2, "peak_rss_mb": 400, "bytes_up": 12_345_678, "bytes_down": None},
     }
     history = [{"round": k, "epsilon": str(0.4 * k) if private else ""} | values for k in (1, 2, 5)]
-    return results, history, curves(kind, CLASSES[kind], truth, guesses, bounds=(0.0, 30.0))
+    return results, history
 
 
 RUNS = [("binary", "local"), ("multiclass", "none"), ("regression", "distributed")]
@@ -84,8 +86,8 @@ RUNS = [("binary", "local"), ("multiclass", "none"), ("regression", "distributed
 
 @pytest.mark.parametrize(("kind", "mode"), RUNS)
 def test_every_metric_is_in_the_report_with_its_interval(kind, mode):
-    results, history, shapes = run(kind, mode)
-    page = render_report(results, history, shapes)
+    results, history = run(kind, mode)
+    page = render_report(results, history)
     for name in METRICS[kind]:
         figure = results["metrics"][name]
         assert LABELS[name][0] in page
@@ -149,14 +151,15 @@ def test_a_missing_protection_is_told_at_every_section_and_on_every_printed_page
 
 def test_a_hostile_name_is_escaped_everywhere():
     hostile = "<script>alert('x')</script>\"&amp;"
-    results, history, shapes = run("multiclass", "local", name=hostile)
+    results, history = run("multiclass", "local", name=hostile)
     results["sites_metrics"] = {hostile: {"accuracy": 1.0}}
     results["versions"] = {hostile: hostile}
     results["privacy"]["trusted"] = hostile
     results["baselines"][hostile] = {"accuracy": 0.5}
+    shapes = results["curves"]
     shapes["classes"][0] = shapes["roc"][0]["class"] = hostile
     results["metrics"][hostile] = {"value": 1, "low": None, "high": None, "n": 1}
-    page = render_report(results, history, shapes)
+    page = render_report(results, history)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
@@ -166,11 +169,12 @@ def test_a_dollar_in_a_class_name_is_no_mathematics():
 
 
 def test_an_undefined_figure_is_told_so_and_never_drawn_as_a_number():
-    results, history, shapes = run()
+    results, history = run()
     for figure in results["metrics"].values():
         figure.update(value=None, low=None, high=None)
     results["baselines"] = None
-    page = render_report(results, history, shapes | {"roc": []})
+    results["curves"]["roc"] = []
+    page = render_report(results, history)
     rows = re.findall(r'<td class="num undefined">undefined</td>', page)
     assert len(rows) == len(METRICS["binary"])
     assert "nan" not in re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL).lower().split()
@@ -182,30 +186,31 @@ def test_exact_figures_are_marked_as_a_simulations(text):
 
 
 def test_what_a_real_run_would_have_released_is_told():
-    results, history, shapes = run()
-    page = " ".join(render_report(results, history, shapes).split())
+    results, history = run()
+    page = " ".join(render_report(results, history).split())
     assert "would have released: nothing yet, under privacy, in this version" in page
     results["released"] = {"accuracy": {"value": 0.123, "low": None, "high": None, "n": 120}}
-    page = render_report(results, history, shapes)
+    page = render_report(results, history)
     assert "nothing yet" not in page
     assert '<td class="num">0.123</td>' in page
 
 
 def test_a_run_of_which_little_is_known_still_makes_a_report():
-    results, _, _ = run()
+    results, _ = run()
     for name in ("baselines", "sites_metrics", "released", "costs"):
         results[name] = None
     results["sites"] = 1000
-    page = render_report(results, [], None)
+    del results["curves"]
+    page = render_report(results, [])
     assert "1000 virtual sites" in page or "1,000 virtual sites" in page
     assert "<svg" not in page
 
 
 def test_of_many_sites_the_quantiles_are_shown():
-    results, history, shapes = run(sites=61)
+    results, history = run(sites=61)
     for k, values in enumerate(results["sites_metrics"]):
         results["sites_metrics"][values] = {"accuracy": k / 100}
-    page = render_report(results, history, shapes)
+    page = render_report(results, history)
     assert "site-30" not in page
     rows = [
         re.search(rf">{row}</th>\s*<td class=\"num\">([\d.]+)", page).group(1)
@@ -259,15 +264,20 @@ def test_confusion_and_calibration_count_every_record_once():
 
 
 def test_curves_of_no_records_draw_nothing():
-    page = render_report(
-        *run()[:2], curves("binary", CLASSES["binary"], np.zeros(0, int), np.zeros((0, 2)))
-    )
-    assert "ROC curve</h3>" not in page
+    results, history = run()
+    results["curves"] = curves("binary", CLASSES["binary"], np.zeros(0, int), np.zeros((0, 2)))
+    assert "ROC curve</h3>" not in render_report(results, history)
+
+
+def test_the_report_can_be_made_again_from_its_files():
+    results, history = run()
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert render_report(again, history) == render_report(results, history)
 
 
 @pytest.mark.parametrize(("kind", "mode"), RUNS)
 def test_the_summary_names_every_metric_and_the_privacy(kind, mode):
-    results, _, _ = run(kind, mode)
+    results, _ = run(kind, mode)
     results["study"]["name"] = "[bold]odd[/]"
     text = io.StringIO()
     print_summary(results, Console(file=text, width=120))
@@ -280,8 +290,8 @@ def test_the_summary_names_every_metric_and_the_privacy(kind, mode):
 
 def test_figures_from_cells_make_a_report_too():
     truth, scores = predictions("binary")
-    results, history, shapes = run()
+    results, history = run()
     cells = count_cells("binary", CLASSES["binary"], truth, scores)
     figures = metrics_from_cells("binary", CLASSES["binary"], cells)
     results["metrics"] = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
-    assert show(figures["auc"].value) in render_report(results, history, shapes)
+    assert show(figures["auc"].value) in render_report(results, history)
