@@ -2,9 +2,11 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, NoReturn
 
 import typer
@@ -165,6 +167,14 @@ def _errors() -> Iterator[None]:
         _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; what is done is kept", "go on with --resume", INTERRUPTED)
+    except typer.Exit:
+        raise
+    except Exception as bug:
+        with NamedTemporaryFile("w", prefix="fedward-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)  # mode 0600: it may quote what only the user may see
+        _fail(
+            f"a bug: {type(bug).__name__}", f"please report it; the details are in {file.name}", 1
+        )
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:

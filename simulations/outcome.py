@@ -25,6 +25,7 @@ from shared_models.inputs import input_spec, loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics
 from shared_models.sections import LocalPrivacy, NoPrivacy
 from shared_models.study import Study
+from shared_models.tasks import target_range
 from simulations.curves import curves
 from simulations.federation import Traffic
 
@@ -74,11 +75,12 @@ class Outcome:
 
     def results(self) -> Document:
         """Return the content of results.json."""
-        kind, classes = loss_kind(self.study.data), self.study.data.classes
+        data = self.study.data
+        kind = loss_kind(data)
         last = self.checkpoint.history[-1] if self.checkpoint.history else {}
         rounds = self.checkpoint.state.round
         return {
-            "study": self.study.document(),
+            "study": self.study.model_dump(mode="json", exclude_none=True),
             "study_digest": self.study.digest(),
             "versions": {"python": platform.python_version(), **_versions()},
             "engine": "local",
@@ -92,7 +94,9 @@ class Outcome:
             "baselines": self.baselines
             and {name: _figures(figures) for name, figures in self.baselines.items()},
             "privacy": self._privacy(),
-            "curves": curves(kind, classes, self.targets, self.predictions),
+            "curves": curves(
+                kind, data.classes, self.targets, self.predictions, bounds=target_range(data)
+            ),
             "costs": {
                 "wall_s": round(self.seconds, 3),
                 "site_rounds_per_s": round(self._site_rounds() / max(self.seconds, 1e-9), 1),
