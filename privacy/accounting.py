@@ -31,7 +31,7 @@ _INTERVAL = (
     1e-4  # grid of the privacy loss; the q=.0128 reference figure moves .0015 from 1e-3 to it
 )
 _GRID_LOSS = 20.0  # above this epsilon the grid grows in proportion, else 600 takes 20 s
-_REFINEMENTS = 3  # finer grids tried, by 4 each, before RDP < PLD is believed
+_REFINEMENTS = 2  # finer grids tried, by 4 each, before RDP < PLD is believed
 _MAX_NOISE = 1e6  # a noise multiplier beyond it is a mistake in the study
 _CLOSE = 5e-4  # calibration stops within this fraction of the least noise multiplier
 _COARSE = 16  # its first search runs on a grid this much coarser: two fine evaluations remain
