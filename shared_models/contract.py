@@ -7,7 +7,7 @@ study, so that turning records into tensors never looks at what the records happ
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Missing = Literal["refuse", "constant", "indicator"]
 SeriesMissing = Literal["refuse", "constant", "indicator", "forward", "forward_indicator"]
@@ -26,6 +26,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _one_zero(cls, value: object) -> object:
+        # -0.0 equals 0.0 and is written otherwise: equal studies must have equal digests.
+        return value + 0.0 if isinstance(value, float) else value
 
 
 class Column(Section):

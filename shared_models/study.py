@@ -129,6 +129,8 @@ class Study(Section):
     def canonical(self) -> str:
         """Return the canonical JSON: defaults filled in, keys sorted, columns in order."""
         document = self.model_dump(mode="json", exclude_none=True)
+        if isinstance(self.privacy, DistributedPrivacy):
+            del document["aggregation"]["value_bound"]  # a key of the other modes
         columns = document["data"]["columns"]
         # A table's order is its file's order when there is no header: the digest must cover it.
         document["data"]["columns"] = [{"name": name, **columns[name]} for name in columns]
@@ -164,7 +166,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise StudyError(
             f"{path}: cannot be read ({error.strerror})", "give the path of a study file"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no TOML, absurd numbers or depth
         raise StudyError(f"{path}: expected TOML, found {error}") from error
     for override in overrides:
         _override(document, override)
@@ -194,15 +196,17 @@ def _override(document: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise StudyError(f"--set: expected KEY=VALUE, found {override!r}")
     try:
-        value: object = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a text
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        parsed = {"value": text}  # a bare word is a text
+    if len(parsed) > 1:
+        raise StudyError(f"--set {key}: expected one value, found more lines")
     table: Any = document
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise StudyError(f"--set {key}: {part} is not a table of the study")
-    table[parts[-1]] = value
+    table[parts[-1]] = parsed["value"]
 
 
 def _mistake(item: Any, document: Mapping[str, Any]) -> str:
@@ -217,7 +221,8 @@ def _mistake(item: Any, document: Mapping[str, Any]) -> str:
             place = None
         else:
             continue
-        names.append(str(part))
+        text = str(part)
+        names.append(text if text.isprintable() else repr(text))
     key = ".".join(names)
     kind, text = item["type"], str(item["msg"])
     if kind == "missing":
