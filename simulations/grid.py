@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 
@@ -26,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import PAYLOAD, RECORD
 
 RUN_ID, SERVER_NODE = 1, 0
-OK = b"ok"
+OK, BUG = b"ok", b"bug"
 WINDOW = 4  # messages a worker may hold: enough to keep it busy, few enough to keep memory flat
 
 
@@ -106,20 +107,26 @@ class LocalGrid(Grid):
 
     def _in_workers(self, messages: Iterable[Message], end: float) -> Iterator[Message]:
         """Keep every worker supplied with up to WINDOW messages of its own nodes."""
+        for worker in self._workers:
+            worker.forget()
         queues: dict[int, list[Message]] = {i: [] for i in range(len(self._workers))}
         source = iter(messages)
         exhausted = False
         while True:
-            # Draw messages until every worker has work, or there are no more.
-            while not exhausted and any(
-                not queues[i] and w.free() for i, w in enumerate(self._workers)
+            # Draw messages until every worker has work, too many wait for one, or none are left.
+            while (
+                not exhausted
+                and any(not queues[i] and w.free() for i, w in enumerate(self._workers))
+                and sum(map(len, queues.values())) < WINDOW * len(self._workers)
             ):
                 message = next(source, None)
-                if message is None or time.monotonic() > end:
+                if message is None:
                     exhausted = True
                     break
                 self._number(message)
                 queues[message.metadata.dst_node_id % len(self._workers)].append(message)
+            if time.monotonic() > end:
+                exhausted, queues = True, {index: [] for index in queues}
             for index, worker in enumerate(self._workers):
                 while queues[index] and worker.free():
                     worker.send(queues[index].pop(0))
@@ -171,13 +178,20 @@ class _Worker:
             except OSError:
                 return  # the reader sees the end of the pipe and says so
 
+    def forget(self) -> None:
+        """Drop the answers of an exchange that was left early: they would pass for later ones."""
+        while self.pending:
+            self.receive()
+
     def receive(self) -> Message:
         message = self.pending.pop(0)
         try:
             status = self.connection.recv_bytes()
             body = self.connection.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError("a worker process of the simulation died") from None
+        if status == BUG:
+            raise RuntimeError("a worker process of the simulation failed:\n" + body.decode())
         if status == OK:
             return Message(_content(body), reply_to=message)
         return Message(Error(code=int(status), reason="refused"), reply_to=message)
@@ -195,28 +209,41 @@ class _Worker:
 
 def _serve(app: ClientApp, connection: Connection, others: list[Connection]) -> None:
     """Answer messages until the pipe closes; the parent alone reacts to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for other in others:  # else a pipe whose parent died would stay open in its siblings
         other.close()
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _identify()
     context = _context()
     payload = b""
     for number in itertools.count(1):
         try:
-            kind, node, repeated = connection.recv_bytes().decode().split()
-            if repeated == "0":
-                payload = connection.recv_bytes()
-        except EOFError:
-            return
-        message = Message(_content(payload), int(node), kind)
-        message.metadata.__dict__["_message_id"] = str(number)
+            message = _next_message(connection, payload)
+            payload = _payload(message)
+            message.metadata.__dict__["_message_id"] = str(number)
+            for piece in _answer(app, message, context):
+                connection.send_bytes(piece)
+        except (EOFError, OSError):
+            return  # the parent closed the pipe, or is gone
+
+
+def _next_message(connection: Connection, last: bytes) -> Message:
+    kind, node, repeated = connection.recv_bytes().decode().split()
+    payload = last if repeated == "1" else connection.recv_bytes()
+    return Message(_content(payload), int(node), kind)
+
+
+def _answer(app: ClientApp, message: Message, context: Context) -> tuple[bytes, bytes]:
+    """Return how it went and the answer; a bug travels to the parent as its traceback."""
+    try:
         reply = app(message, context)
-        failed = reply.has_error()
-        connection.send_bytes(str(reply.error.code).encode() if failed else OK)
-        connection.send_bytes(b"" if failed else _payload(reply))
+    except Exception:
+        return BUG, traceback.format_exc().encode()
+    if reply.has_error():
+        return str(reply.error.code).encode(), b""
+    return OK, _payload(reply)
 
 
 def _identify() -> None:
