@@ -4,6 +4,7 @@ It computes figures from predictions and ledgers; pictures and words are the rep
 """
 
 import csv
+import io
 import json
 import platform
 import resource
@@ -167,10 +168,7 @@ class MetricsFile:
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["round"]) <= rounds]
         self.last = int(kept[-1]["round"]) if kept else 0
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
+        _write_rows(path, self._columns, kept)  # in one piece: a kill here must not lose the rows
 
     def add(self, row: Mapping[str, object]) -> None:
         """Append one row; columns that it lacks stay empty."""
@@ -187,6 +185,16 @@ def open_metrics(study: Study, folder: Path, rounds: int) -> MetricsFile:
     return MetricsFile(folder / "metrics.csv", columns, rounds)
 
 
+def join_metrics(folds: Sequence[Path], folder: Path) -> None:
+    """Write the metrics.csv of a run of folds: of every round, the mean over the folds' own."""
+    rounds: dict[float, list[dict[str, float | None]]] = {}
+    for fold in folds:
+        for row in read_metrics(fold):
+            rounds.setdefault(row["round"] or 0.0, []).append(row)
+    rows = [_mean_row(rounds[number]) for number in sorted(rounds)]
+    _write_rows(folder / "metrics.csv", list(rows[0]) if rows else ["round"], rows)
+
+
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     """Return the rows of metrics.csv; an empty field is None."""
     with (folder / "metrics.csv").open(newline="") as file:
@@ -194,6 +202,23 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
             {name: float(text) if text else None for name, text in row.items()}
             for row in csv.DictReader(file)
         ]
+
+
+def _mean_row(rows: Sequence[Mapping[str, float | None]]) -> dict[str, object]:
+    mean: dict[str, object] = {}
+    for name in rows[0]:
+        known = [value for row in rows if (value := row[name]) is not None]
+        mean[name] = float(np.mean(known)) if known else None
+    mean["round"] = int(rows[0]["round"] or 0)
+    return mean
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_durably(path, text.getvalue().encode())
 
 
 def spent_in(study: Study, folder: Path, sites: Sequence[str]) -> Spent | None:

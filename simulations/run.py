@@ -28,7 +28,7 @@ from shared_models.study import Study
 from shared_models.weights import load_vector, safetensors_of, vector_of
 from simulations.baselines import baselines
 from simulations.federation import Federation, Traffic, open_federation
-from simulations.outcome import Outcome, open_metrics, planned_epsilon, spent_in
+from simulations.outcome import Outcome, join_metrics, open_metrics, planned_epsilon, spent_in
 from simulations.pool import Gathered, Pool, gather, pool
 from simulations.seeds import seeded_integer
 
@@ -86,6 +86,8 @@ def simulate(
         _one_fold(study, gathered, fold, out, workers, resume, watch)
         for fold in (range(study.evaluation.folds) if study.evaluation.folds else [None])
     ]
+    if study.evaluation.folds is not None:
+        join_metrics([_folder(out, fold) for fold in range(study.evaluation.folds)], out)
     measured = parts[0] if len(parts) == 1 else _joined(parts)
     lone = None
     if with_baselines:
@@ -129,7 +131,7 @@ def _one_fold(
     watch: Watch | None,
 ) -> _Fold:
     records = pool(study, gathered, fold)
-    folder = out if fold is None else out / f"fold-{fold + 1}"
+    folder = _folder(out, fold)
     trainer = Trainer(study, planned_mechanism(study))
     network = build_network(study, seeded_integer(study.simulation.seed, "model"))
     start = Checkpoint(study.digest(), first_state(study.aggregation, vector_of(network)), ())
@@ -157,6 +159,10 @@ def _one_fold(
         traffic=federation.traffic,
         model=safetensors_of(network, {"study_digest": study.digest()}),
     )
+
+
+def _folder(out: Path, fold: int | None) -> Path:
+    return out if fold is None else out / f"fold-{fold + 1}"
 
 
 class _Measure:
