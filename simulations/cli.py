@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Annotated, NoReturn
 
+import click
 import typer
 from rich.console import Console
 
@@ -144,7 +145,8 @@ def _run(
     if as_json:
         sys.stdout.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print_summary(results, console)
-    console.print(f"Results in {out}, report in {out / 'report.html'}")
+    where = f"Results in {out}, report in {out / 'report.html'}"
+    console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def _examples() -> Path:
@@ -178,13 +180,25 @@ def _errors() -> Iterator[None]:
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
+    _complain(message, hint)
+    raise typer.Exit(code)
+
+
+def _complain(message: str, hint: str) -> None:
     line = " ".join(message.split())
     sys.stderr.write(f"fedward-sim: error: {line}\n")
     if hint:
         sys.stderr.write(f"hint: {hint}\n")
-    raise typer.Exit(code)
 
 
 def main() -> None:
-    """Run the program."""
-    app()
+    """Run the program; a mistake in usage is one line and a hint, as any other error."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        program = error.ctx.command_path if error.ctx else "fedward-sim"
+        _complain(error.format_message(), f"`{program} --help` shows how it is used")
+        sys.exit(error.exit_code)
