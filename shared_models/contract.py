@@ -124,6 +124,12 @@ class ImageColumn(Column):
     low: float = 0.0
     high: float = 255.0
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        return self
+
 
 class LettersColumn(Column):
     """A sequence of single letters of a public alphabet: token ids 1 and up, 0 for padding."""
