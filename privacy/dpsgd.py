@@ -299,7 +299,7 @@ def _refuse_mixing_layers(model: nn.Module) -> None:
 def _refusal(module: nn.Module) -> str:
     """Return why a layer is refused beyond what Opacus' validators know, or an empty text."""
     if isinstance(module, _BatchNorm):
-        return "it mixes the records of a batch"  # Opacus lets one without weights pass
+        return "it mixes the records of a batch"  # Opacus knows the exact classes alone
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
         module.max_norm is not None or module.scale_grad_by_freq or module.sparse
     ):

@@ -182,6 +182,18 @@ def test_calibrated_noise_stays_within_the_target_and_wastes_little(
     assert epsilon([event(rate, noise * 0.999, steps)], delta).epsilon > target
 
 
+def test_a_rough_search_that_is_too_kind_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = accounting._pld
+    fine = accounting._INTERVAL
+    monkeypatch.setattr(
+        accounting,
+        "_pld",
+        lambda history, delta, grid: true(history, delta, grid) * (0.9 if grid > fine else 1.0),
+    )
+    noise = noise_multiplier(1.25, 1e-5, 1.0, 7)
+    assert analytic_gaussian(noise / math.sqrt(7), 1e-5) <= 1.25
+
+
 def test_calibration_inverts_the_reference_run() -> None:
     assert noise_multiplier(4.8629, 1e-5, 0.0128, 3906) == pytest.approx(1.0, rel=1e-3)
 

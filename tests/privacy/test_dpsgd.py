@@ -419,11 +419,16 @@ def test_every_record_is_expected_to_count_q_over_the_denominator() -> None:
 # Refusals
 
 
+class OwnNorm(nn.BatchNorm1d):
+    """A class that Opacus' validators do not know."""
+
+
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
         (nn.BatchNorm1d(6), "BatchNorm1d '1'"),
         (nn.BatchNorm1d(6, affine=False), "BatchNorm1d '1'"),
+        (OwnNorm(6), "OwnNorm '1'"),
         (nn.InstanceNorm1d(6, affine=True, track_running_stats=True), "InstanceNorm1d '1'"),
         (nn.MultiheadAttention(6, 2), "MultiheadAttention '1'"),
         (nn.LSTM(6, 4, num_layers=2, dropout=0.5), "LSTM '1'"),

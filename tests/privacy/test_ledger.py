@@ -235,6 +235,22 @@ def test_two_rows_swapped_are_found(path: Path) -> None:
         ledger.verify()
 
 
+def test_a_row_that_is_sound_in_itself_but_of_another_history_is_found(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path, first in ((one, 1), (other, 2)):
+        with Ledger(path) as ledger:
+            for number, steps in enumerate((first, 5, 6)):
+                ledger.debit(event(steps), f"round {number}")
+    alter(
+        one,
+        f"ATTACH '{other}' AS other",
+        "UPDATE events SET event = (SELECT event FROM other.events WHERE number = 1),"
+        " digest = (SELECT digest FROM other.events WHERE number = 1) WHERE number = 1",
+    )
+    with Ledger(one) as ledger, pytest.raises(PrivacyError, match="ledger row 2 "):
+        ledger.verify()
+
+
 def test_rows_cut_from_the_end_are_found_against_a_kept_head(path: Path) -> None:
     kept = filled(path, 6)
     alter(path, "DELETE FROM events WHERE number > 4")
