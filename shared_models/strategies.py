@@ -134,7 +134,9 @@ STEPS: dict[str, Step] = {
 
 def _with_mean(aggregation: Aggregation, rounds: int, before: State, after: State) -> State:
     """Keep the running mean of the last models, when the study releases it."""
-    first = rounds - int(aggregation.average_last * rounds) + 1  # first round that counts
+    # 0.29 * 100 is 28.999999999999996 in binary, and 29 rounds as written.
+    counted = int(aggregation.average_last * rounds + 1e-9)
+    first = rounds - counted + 1  # first round that counts
     if aggregation.average_last == 0 or after.round < first:
         return after
     previous = before.moments.get("mean", after.model)
@@ -174,8 +176,8 @@ def read_state(blob: bytes, parameters: int) -> State:
         if not np.isfinite(values).all():
             raise ProtocolError(f"state: expected finite values in {name!r}; nothing was trained")
         vectors[name] = values
-    if "model" not in vectors:
-        raise ProtocolError("state: expected a model, got none")
+    if "model" not in vectors or round_ < 0:
+        raise ProtocolError("state: expected a model after 0 rounds or more, got none")
     model = vectors.pop("model")
     return State(round_, model, {k.removeprefix("moment."): v for k, v in vectors.items()})
 
