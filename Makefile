@@ -39,7 +39,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 .venv-peers/.installed: constraints.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --constraint constraints.txt pfl torch
+	@echo "installing into .venv-peers (a few minutes the first time)"
+	@.venv-peers/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt pfl==0.6.0 torch
 	@touch $@
 
 clean:

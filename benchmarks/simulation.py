@@ -1,0 +1,523 @@
+"""How fast virtual sites train, against a bare PyTorch loop and Apple's pfl, in one run.
+
+It measures the engine only: records are made up, nothing is evaluated, no checkpoint is written.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.app import make_app
+from client.training import Trainer
+from server.app import make_exchange
+from server.checkpoint import Checkpoint
+from server.rounds import run_rounds
+from shared_models.registry import build_network
+from shared_models.strategies import first_state
+from shared_models.study import Study, parse_study
+from shared_models.weights import vector_of
+from simulations.federation import open_federation
+from simulations.grid import LocalGrid
+from simulations.pool import Pool
+
+ROOT = Path(__file__).resolve().parent.parent
+Network = Literal["mlp", "cnn"]
+Masking = Literal["none", "fsa1"]
+
+RECORDS = 64  # of each site
+BATCH = 32
+RATE = 0.05
+WIDTHS = (30, 64, 32, 2)  # of the MLP
+PARAMETERS = {"mlp": 4_130, "cnn": 421_642}
+COHORT = 50  # under masks
+ROUNDS_MAX = 100_000  # more than are ever run: nothing is evaluated before the last
+PAIRS_MIN = 5
+TOLERANCE = 0.05  # a target is met within 5 %
+PEER = ROOT / ".venv-peers" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; ``value`` is None when it was not measured, and the note says why."""
+
+    name: str
+    value: float | None
+    unit: str
+    better: Literal["higher", "lower"]
+    target: float | None
+    note: str
+
+    def missed(self) -> bool:
+        """Whether there is a target and the value is not within 5 % of it."""
+        if self.value is None or self.target is None:
+            return False
+        if self.better == "higher":
+            return not self.value >= self.target * (1 - TOLERANCE)
+        return not self.value <= self.target * (1 + TOLERANCE)
+
+
+# ---- what is measured: each has round(), which runs one round and returns its wall seconds
+
+
+def made_up_study(network: Network, sites: int, masking: Masking, cohort: int) -> Study:
+    """Return a study of one local epoch in mode none, for made-up records."""
+    if network == "mlp":
+        columns: dict[str, object] = {
+            f"x{i}": {"kind": "number", "low": -1, "high": 1} for i in range(WIDTHS[0])
+        }
+        model: dict[str, object] = {"name": "mlp", "hidden": list(WIDTHS[1:-1]), "outputs": 2}
+        classes = 2
+    else:
+        columns = {"x": {"kind": "image", "height": 28, "width": 28}}
+        model = {"name": "cnn"}
+        classes = 10
+    columns["y"] = {"kind": "category", "values": [str(index) for index in range(classes)]}
+    return parse_study(
+        {
+            "name": "benchmark",
+            "task": "tabular" if network == "mlp" else "image",
+            "rounds": ROUNDS_MAX,
+            "data": {"target": "y", "columns": columns},
+            "model": model,
+            "training": {"learning_rate": RATE, "local_epochs": 1, "batch_size": BATCH},
+            "privacy": {"mode": "none"},
+            "aggregation": {"masking": masking, "cohort": cohort},
+            "evaluation": {"every": ROUNDS_MAX},
+            "simulation": {"sites": sites},
+        }
+    )
+
+
+def made_up_pool(network: Network, sites: int) -> Pool:
+    """Return ``RECORDS`` random training records a site and none held out."""
+    generator = torch.Generator().manual_seed(1)
+    count = sites * RECORDS
+    shape = (count, WIDTHS[0]) if network == "mlp" else (count, 1, 28, 28)
+    classes = 2 if network == "mlp" else 10
+    starts = np.arange(sites) * RECORDS
+    return Pool(
+        sites=tuple(f"site-{index:05d}" for index in range(sites)),
+        inputs=torch.rand(shape, generator=generator),
+        targets=torch.randint(classes, (count,), generator=generator),
+        patients=None,
+        starts=starts,
+        splits=starts + RECORDS,
+        ends=starts + RECORDS,
+    )
+
+
+class Ours:
+    """The server's rounds over the local grid, the client's sites at its other end."""
+
+    def __init__(
+        self,
+        network: Network,
+        sites: int,
+        *,
+        workers: int = 1,
+        masking: Masking = "none",
+        cohort: int = 0,
+    ) -> None:
+        self.asked = cohort or sites
+        study = made_up_study(network, sites, masking, cohort)
+        trainer = Trainer(study, None)
+        if trainer.parameters != PARAMETERS[network]:
+            raise ValueError(f"expected {PARAMETERS[network]} parameters: {trainer.parameters}")
+        self._folder = tempfile.TemporaryDirectory(prefix="fedward-benchmark-")
+        self._federation = open_federation(
+            study, made_up_pool(network, sites), trainer, Path(self._folder.name), workers
+        )
+        model = vector_of(build_network(study))
+        start = Checkpoint(study.digest(), first_state(study.aggregation, model), ())
+        self._rounds: Iterator[Checkpoint] = run_rounds(
+            study,
+            start,
+            self._federation.exchange,
+            self._federation.summation,
+            self._federation.cohorts,
+            sites,
+            keep=lambda _: None,
+        )
+
+    def round(self) -> float:
+        """Run one round."""
+        began = time.perf_counter()
+        now = next(self._rounds)
+        seconds = time.perf_counter() - began
+        if now.history[-1]["sites"] != self.asked:
+            raise RuntimeError(f"expected {self.asked} sites, got {now.history[-1]['sites']}")
+        return seconds
+
+    def __enter__(self) -> Self:
+        """Return itself: rounds are run while it is open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the workers and remove the folder."""
+        self._federation.close()
+        self._folder.cleanup()
+
+
+class PlainLoop:
+    """Federated averaging as one writes it by hand: one model, torch.optim.SGD, nothing else."""
+
+    def __init__(self, network: Network, sites: int) -> None:
+        pool = made_up_pool(network, sites)
+        self._model = build_network(made_up_study(network, sites, "none", 0))
+        self._global = [parameter.detach().clone() for parameter in self._model.parameters()]
+        self._sum = [torch.zeros_like(parameter) for parameter in self._global]
+        self._data = [
+            (pool.inputs[start : start + RECORDS], pool.targets[start : start + RECORDS])
+            for start in pool.starts.tolist()
+        ]
+        self._loss = nn.CrossEntropyLoss()
+        self._generator = torch.Generator().manual_seed(2)
+
+    def round(self) -> float:
+        """Train every site for one epoch and average."""
+        began = time.perf_counter()
+        for total in self._sum:
+            total.zero_()
+        for inputs, targets in self._data:
+            self._train(inputs, targets)
+            with torch.no_grad():
+                torch._foreach_add_(self._sum, list(self._model.parameters()))
+        for kept, total in zip(self._global, self._sum, strict=True):
+            torch.div(total, len(self._data), out=kept)
+        return time.perf_counter() - began
+
+    def _train(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        with torch.no_grad():
+            for parameter, kept in zip(self._model.parameters(), self._global, strict=True):
+                parameter.copy_(kept)
+        optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE)
+        order = torch.randperm(RECORDS, generator=self._generator)
+        for rows in torch.split(order, BATCH):
+            optimizer.zero_grad()
+            self._loss(self._model(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+
+
+class Pfl:
+    """Apple's pfl in a process of its own, which runs a round when it is sent a line."""
+
+    def __init__(self, sites: int) -> None:
+        options: list[str | float] = ["--sites", sites, "--records", RECORDS, "--batch-size", BATCH]
+        options += ["--learning-rate", RATE, "--widths", *WIDTHS]
+        self._process = subprocess.Popen(
+            [str(PEER), str(Path(__file__).with_name("pfl_peer.py")), *map(str, options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PFL_PYTORCH_DEVICE": "cpu"},
+        )
+        self._reported()  # its first round, which also evaluates, comes unasked
+
+    def round(self) -> float:
+        """Run one round; the seconds are those of the process itself."""
+        if self._process.stdin is None:
+            raise RuntimeError("expected a pipe to pfl")
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._reported()
+
+    def _reported(self) -> float:
+        line = "" if self._process.stdout is None else self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"pfl ended with exit code {self._process.wait()}")
+        return float(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # closes stdin, at which it ends
+
+
+# ---- how it is measured
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds of one round of each side, one pair after the other."""
+
+    ours: Sequence[float]
+    peer: Sequence[float]
+
+    def ratio(self) -> float:
+        """Median over the pairs of how many times faster ours is, at equal work."""
+        return statistics.median(self._ratios())
+
+    def quartiles(self) -> str:
+        """The middle half of the ratios."""
+        low, _, high = statistics.quantiles(self._ratios(), n=4)
+        return f"{len(self.ours)} pairs, middle half {low:.2f} to {high:.2f}"
+
+    def _ratios(self) -> list[float]:
+        return [peer / ours for ours, peer in zip(self.ours, self.peer, strict=True)]
+
+
+def interleave(
+    ours: Callable[[], float], peer: Callable[[], float], pairs: int, warm: int = 2
+) -> Pairs:
+    """Run both sides in turn, the first of a pair changing, after ``warm`` rounds of each."""
+    for _ in range(warm):
+        ours()
+        peer()
+    left, right = [], []
+    for index in range(max(pairs, PAIRS_MIN)):
+        if index % 2:
+            right.append(peer())
+            left.append(ours())
+        else:
+            left.append(ours())
+            right.append(peer())
+    return Pairs(left, right)
+
+
+def rate(sites: int, seconds: Sequence[float]) -> str:
+    """Return the median speed, in site-rounds a second."""
+    return f"{sites / statistics.median(seconds):,.0f}"
+
+
+# ---- the rows
+
+
+def cnn_row(*, quick: bool) -> Row:
+    """Compare the CNN with the plain loop."""
+    row = Row("cnn_local_vs_plain_loop", None, "ratio", "higher", 0.9, "")
+    sites = 20 if quick else 100
+    note = f" ({sites} sites)" if quick else ""
+    return _against_plain(row, "cnn", sites, 5 if quick else 7, note)
+
+
+def mlp_row(*, quick: bool) -> Row:
+    """Compare the MLP with the plain loop."""
+    row = Row("mlp_local_vs_plain_loop", None, "ratio", "higher", 1.0, "")
+    return _against_plain(row, "mlp", 100, 15 if quick else 61)
+
+
+def _against_plain(row: Row, network: Network, sites: int, pairs: int, note: str = "") -> Row:
+    plain = PlainLoop(network, sites)
+    with Ours(network, sites) as ours:
+        measured = interleave(ours.round, plain.round, pairs, 2 if network == "mlp" else 1)
+    speeds = f"{rate(sites, measured.ours)} site-rounds/s, plain {rate(sites, measured.peer)}"
+    return replace(row, value=measured.ratio(), note=f"{speeds}; {measured.quartiles()}{note}")
+
+
+def pfl_row(*, quick: bool) -> Row:
+    """Compare the MLP with pfl."""
+    row = Row("mlp_local_vs_pfl", None, "ratio", "higher", 1.5, "")
+    if not PEER.exists():
+        return replace(row, note="peer absent: `make peers`")
+    pfl = Pfl(100)
+    try:
+        with Ours("mlp", 100) as ours:
+            measured = interleave(ours.round, pfl.round, 15 if quick else 61)
+    finally:
+        pfl.close()
+    speeds = f"{rate(100, measured.ours)} site-rounds/s, pfl {rate(100, measured.peer)}"
+    return replace(row, value=measured.ratio(), note=f"{speeds}; {measured.quartiles()}")
+
+
+def workers_row(*, quick: bool) -> Row:
+    """Compare two worker processes with none, one thread each."""
+    row = Row("workers2_vs_1", None, "ratio", "higher", 1.15, "")
+    # Workers are forked first, from a process that has not computed yet.
+    with Ours("mlp", 100, workers=2) as two, Ours("mlp", 100) as one:
+        measured = interleave(two.round, one.round, 21 if quick else 61)
+    speeds = f"{rate(100, measured.ours)} site-rounds/s, one {rate(100, measured.peer)}"
+    load = f"{measured.quartiles()}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    return replace(row, value=measured.ratio(), note=f"{speeds}; {load}")
+
+
+def mlp_masked_row(*, quick: bool) -> Row:
+    """Time a masked round of small sites, and what the masks add to it."""
+    row = Row("mlp_masked_ms_per_site", None, "ms", "lower", None, "")
+    try:
+        masked = Ours("mlp", 100, masking="fsa1", cohort=COHORT)
+    except NotImplementedError:
+        return replace(row, note="masks are not there yet")
+    with masked, Ours("mlp", 100, cohort=COHORT) as bare:
+        measured = interleave(masked.round, bare.round, 5 if quick else 21)
+    value = 1000 * statistics.median(measured.ours) / COHORT
+    added = value - 1000 * statistics.median(measured.peer) / COHORT
+    return replace(
+        row,
+        value=value,
+        note=f"whole round, cohort of {COHORT}; masks add {added:.2f} ms; "
+        f"{len(measured.ours)} rounds",
+    )
+
+
+def cnn_masked_row(*, quick: bool) -> Row:
+    """Compare a masked round of the CNN with the plain loop."""
+    row = Row("cnn_masked_vs_plain_loop", None, "ratio", "higher", None, "")
+    if quick:
+        return replace(row, note="not measured by --quick")
+    try:
+        masked = Ours("cnn", 100, masking="fsa1", cohort=COHORT)
+    except NotImplementedError:
+        return replace(row, note="masks are not there yet")
+    plain = PlainLoop("cnn", COHORT)
+    with masked:
+        measured = interleave(masked.round, plain.round, PAIRS_MIN, warm=1)
+    speeds = f"{rate(COHORT, measured.ours)} site-rounds/s, plain {rate(COHORT, measured.peer)}"
+    return replace(
+        row, value=measured.ratio(), note=f"cohort of {COHORT}; {speeds}; {measured.quartiles()}"
+    )
+
+
+def noop_row(*, quick: bool) -> Row:
+    """Time messages and dispatch alone: a ClientApp that answers at once."""
+    sites = 2_000 if quick else 10_000
+    names = {f"site-{index:05d}": index + 1 for index in range(sites)}
+    grid = LocalGrid(make_app(("noop",), lambda *_: b"done"), names.values())
+    exchange = make_exchange(grid, names)
+    outgoing = dict.fromkeys(names, b"order")
+    seconds = []
+    for _ in range(PAIRS_MIN + 2):
+        began = time.perf_counter()
+        answered = sum(1 for _ in exchange("noop", outgoing, 600.0))
+        seconds.append(time.perf_counter() - began)
+        if answered != sites:
+            raise RuntimeError(f"expected {sites} answers, got {answered}")
+    speed = sites / statistics.median(seconds[2:])
+    note = f"{sites:,} sites, {1e6 / speed:.0f} us each, median of {PAIRS_MIN}"
+    return Row("noop_sites_per_s", speed, "sites/s", "higher", None, note)
+
+
+def memory_row(*, quick: bool) -> Row:
+    """Compare the peak memory of 1,000 virtual sites with that of 100, a fresh process each."""
+    row = Row("rss_1000_vs_100_sites", None, "ratio", "lower", 1.2, "")
+    kinds: tuple[Masking, ...] = ("none",) if quick else ("none", "fsa1")
+    ratios, notes = [], []
+    for masking in kinds:
+        few, many = _peak_mib(100, masking), _peak_mib(1_000, masking)
+        name = "plain" if masking == "none" else f"masked, cohorts of {COHORT}"
+        if few is None or many is None:
+            notes.append(f"{name}: not there yet")
+            continue
+        ratios.append(many / few)
+        notes.append(f"{name}: {many:.0f} to {few:.0f} MiB = {many / few:.2f}")
+    if quick:
+        notes.append("masked: not measured by --quick")
+    return replace(row, value=max(ratios) if ratios else None, note="; ".join(notes))
+
+
+def _peak_mib(sites: int, masking: Masking) -> float | None:
+    """Run this file once more, as the process that is weighed; None when masks are not there."""
+    command = [sys.executable, __file__, "--weigh", str(sites), "--masking", masking]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    weighed = json.loads(done.stdout)
+    return None if weighed is None else float(weighed)
+
+
+def weigh(sites: int, masking: Masking) -> float | None:
+    """Run three rounds of small sites and return this process's peak memory in MiB."""
+    try:
+        ours = Ours("mlp", sites, masking=masking, cohort=COHORT if masking == "fsa1" else 0)
+    except NotImplementedError:
+        return None
+    with ours:
+        for _ in range(3):
+            ours.round()
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's memory at the fork too
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+ROWS: tuple[Callable[..., Row], ...] = (
+    cnn_row,
+    mlp_row,
+    pfl_row,
+    workers_row,
+    mlp_masked_row,
+    cnn_masked_row,
+    noop_row,
+    memory_row,
+)
+
+
+# ---- what is shown
+
+
+def machine() -> dict[str, object]:
+    """Say what the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        found = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
+        model = found[0].split(":", 1)[1].strip() if found else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def show(rows: Sequence[Row], about: dict[str, object]) -> None:
+    """Print a table for people."""
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for row in rows:
+        value = "-" if row.value is None else f"{row.value:,.2f}"
+        sign = ">=" if row.better == "higher" else "<="
+        target = "" if row.target is None else f"{sign} {row.target}"
+        mark = "MISSED" if row.missed() else ""
+        print(f"{row.name:26}{value:>10} {row.unit:8}{target:8}{mark:7} {row.note}")
+
+
+def main() -> None:
+    """Measure the rows one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: under 50 s")
+    parser.add_argument("--weigh", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--masking", choices=("none", "fsa1"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.weigh:
+        print(json.dumps(weigh(asked.weigh, asked.masking)))
+        return
+    rows = []
+    for index, measure in enumerate(ROWS, 1):
+        name = measure.__name__.removesuffix("_row")
+        print(f"[{index}/{len(ROWS)}] {name} ...", file=sys.stderr, flush=True)
+        row = measure(quick=asked.quick)
+        rows.append(replace(row, note=f"target missed; {row.note}") if row.missed() else row)
+    about = machine()
+    if asked.json:
+        listed = [asdict(row) for row in rows]
+        print(json.dumps({"benchmark": "simulation", "machine": about, "rows": listed}, indent=1))
+    else:
+        show(rows, about)
+
+
+if __name__ == "__main__":
+    main()
