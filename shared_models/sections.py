@@ -3,6 +3,7 @@
 Each section checks itself; what two sections must agree on is checked by the study.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -29,6 +30,7 @@ class Cnn(Section):
     channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((32, 64), min_length=1)
     hidden: int = Field(128, ge=1)
     norm: Literal["none", "group"] = "none"
+    embedding: int = Field(16, ge=1)  # token sequences only
     dropout: float = Field(0.0, ge=0, lt=1)
     outputs: Literal[1, 2] = 1
 
@@ -205,7 +207,7 @@ class Simulation(Section):
             return value
         if kind in {"dirichlet", "quantity"}:
             try:
-                if float(rest) > 0:
+                if 0 < float(rest) < math.inf:
                     return value
             except ValueError:
                 pass

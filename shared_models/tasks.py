@@ -63,7 +63,7 @@ TASKS: dict[str, Task] = {
         Task(
             "sequence",
             "Class of a text, or of a sequence of letters such as DNA.",
-            networks=("attention", "lstm", "gru", "rnn"),
+            networks=("attention", "cnn", "lstm", "gru", "rnn"),
             columns=("letters", "words"),
             examples=("splice", "questions"),
         ),

@@ -69,11 +69,45 @@ def test_group_norm_is_there_when_asked_for() -> None:
 
 @pytest.mark.parametrize("image", [(1, 3, 28), (1, 28, 3), (1, 1, 1)])
 def test_a_picture_too_small_for_the_poolings_is_refused(image: tuple[int, int, int]) -> None:
-    with pytest.raises(StudyError, match=r"model\.channels: expected .* at least 4x4"):
+    with pytest.raises(StudyError, match=r"model\.channels: expected at least 4 pixels"):
         build_cnn(SECTION, InputSpec("image", image), 2)
 
 
-@pytest.mark.parametrize("kind", ["features", "series", "tokens"])
-def test_what_is_no_picture_is_refused(kind: str) -> None:
-    with pytest.raises(StudyError, match=rf"'cnn' expected pictures as input, found {kind}"):
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    length=st.integers(4, 20),
+    vocabulary=st.integers(2, 9),
+    channels=st.lists(st.integers(1, 12), min_size=1, max_size=2),
+    norm=st.sampled_from(["none", "group"]),
+)
+def test_any_tokens_that_can_be_halved_give_logits(
+    batch: int, length: int, vocabulary: int, channels: list[int], norm: str
+) -> None:
+    section = sections.Cnn.model_validate(
+        {"name": "cnn", "channels": tuple(channels), "norm": norm, "hidden": 5}
+    )
+    network = build_cnn(section, InputSpec("tokens", (length,), vocabulary=vocabulary), 3)
+    assert network(torch.zeros(batch, length, dtype=torch.int64)).shape == (batch, 3)
+
+
+def test_what_padding_would_embed_to_changes_nothing() -> None:
+    network = Cnn((4, 8), 2, vocabulary=5, channels=(6,), hidden=5)
+    tokens = torch.tensor([[1, 2, 3, 4, 1, 0, 0, 0]])
+    before = network(tokens)
+    assert network.embedding is not None
+    with torch.no_grad():
+        network.embedding.weight[0] += 100.0
+    assert torch.equal(network(tokens), before)
+
+
+def test_a_token_record_does_not_feel_its_neighbours() -> None:
+    network = Cnn((4, 8), 2, vocabulary=5, group_norm=True)
+    x = torch.randint(0, 5, (6, 8), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(network(x)[2:3], network(x[2:3]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["features", "series"])
+def test_what_is_neither_picture_nor_tokens_is_refused(kind: str) -> None:
+    with pytest.raises(StudyError, match=rf"expected pictures or tokens as input, found {kind}"):
         build_cnn(SECTION, InputSpec(kind, (30, 30)), 2)  # type: ignore[arg-type]
