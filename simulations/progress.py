@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from shared_models.inputs import loss_kind
 from shared_models.metrics import HEADLINE
@@ -22,39 +21,41 @@ from shared_models.study import Study
 if TYPE_CHECKING:
     from simulations.run import Progress as Step
 
+NAME_MAX = 18  # longer names are cut, so that a line of 80 columns has room for the rest
+
 
 @contextmanager
 def live_progress(console: Console, study: Study) -> Iterator[Callable[["Step"], None]]:
     """Show a bar over the rounds and yield what moves it."""
     headline = HEADLINE[loss_kind(study.data)]
+    name = study.name if len(study.name) <= NAME_MAX else study.name[: NAME_MAX - 1] + "…"
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[metric]}"),
-        TextColumn("{task.fields[epsilon]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(
-            f"{study.name}: preparing", total=study.rounds, metric="", epsilon="", start=False
-        )
-        started = False
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, expand=True) as bar:
+        task = bar.add_task(f"{name}: preparing", total=study.rounds, figures="", start=False)
+        metric = epsilon = ""
 
         def watch(step: "Step") -> None:
-            nonlocal started
-            if not started:
-                bar.start_task(task)
-                started = True
-            fold = f" fold {step.fold + 1}" if step.fold is not None else ""
-            bar.update(task, completed=step.round, description=f"{study.name}: round{fold}")
+            nonlocal metric, epsilon
+            bar.start_task(task)
             figure = step.metric.get(headline)
             if figure is not None and figure.value is not None:
-                bar.update(task, metric=f"{headline} {figure.value:.3f}")
+                metric = f"{headline} {figure.value:.3f}"
             if step.epsilon is not None:
-                bar.update(task, epsilon=f"epsilon {step.epsilon:.2f}")
+                epsilon = f"epsilon {step.epsilon:.2f}"
+            fold = f"fold {step.fold + 1} " if step.fold is not None else ""
+            bar.update(
+                task,
+                completed=step.round,
+                description=f"{name}: {fold}round {step.round}/{step.rounds}",
+                figures=f"{metric} {epsilon}".strip(),
+            )
 
         yield watch
