@@ -87,13 +87,14 @@ class Message(Protocol):
 
 
 M = TypeVar("M", bound=Message)
+M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 @dataclass(frozen=True)
-class Signed(Generic[M]):
+class Signed(Generic[M_co]):
     """A message as it was read, with the exact bytes that were signed."""
 
-    message: M
+    message: M_co
     head: bytes
     body: bytes
     signature: bytes
@@ -109,7 +110,7 @@ class Signed(Generic[M]):
         return verify(public, self.head, self.body, self.signature)
 
 
-def write(message: Message, identity: Identity, tail: bytes = b"") -> bytes:
+def write(message: Message, identity: Identity, tail: bytes | memoryview = b"") -> bytes:
     """Return the bytes of a message, signed by ``identity``."""
     head, body = message.header.encode(), message.body()
     return b"".join((head, body, identity.sign(head, body), tail))
