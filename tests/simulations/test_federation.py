@@ -1,5 +1,6 @@
 """Virtual sites behind an exchange: who is asked, what is summed, what is refused."""
 
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def opened(study: Study, records: Path, folder: Path, workers: int = 1) -> Feder
 
 def start(study: Study) -> State:
     return first_state(study.aggregation, vector_of(build_network(study, 3)))
+
+
+def plain_message(study: Study, number: int) -> bytes:
+    state = State(number - 1, start(study).model, start(study).moments)
+    return struct.pack("<BIH", 0, number, 0) + state_bytes(state)
 
 
 def train_order(study: Study, federation: Federation, number: int = 1) -> Order:
@@ -102,6 +108,23 @@ def test_the_sum_is_that_of_the_answers_one_by_one(
     assert total.values.tolist() == [sum(column) for column in zip(*values, strict=True)]
     assert total.lanes.tolist() == [sum(column) for column in zip(*lanes, strict=True)]
     assert any(any(vector) for vector in values)
+
+
+def test_noise_is_drawn_anew_at_every_site_and_in_every_round(
+    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
+) -> None:
+    study = toy_study(True, **{"privacy.epsilon": 0.1, "model.hidden": [64]})
+    federation = opened(study, toy_csv, tmp_path)
+    vectors = [
+        np.frombuffer(reply, "<i4")
+        for number in (1, 2, 3)
+        for _, reply in federation.exchange(
+            KIND, dict.fromkeys(federation.cohorts(number), plain_message(study, number)), 60.0
+        )
+    ]
+    alike = np.corrcoef(vectors) - np.eye(9)
+    # 513 coordinates, nearly all noise: 6 deviations of a correlation by chance, and some signal.
+    assert np.abs(alike).max() < 0.5
 
 
 def test_under_privacy_a_training_answer_has_no_lanes(toy_study: Callable[..., Study]) -> None:
