@@ -26,7 +26,8 @@ def make_app(kinds: Sequence[str], answer: Answer) -> ClientApp:
     def respond(kind: str) -> Callable[[Message, Context], Message]:
         def handler(message: Message, context: Context) -> Message:
             del context
-            payload = message.content[RECORD][PAYLOAD]
+            record = message.content.config_records.get(RECORD, ConfigRecord())
+            payload = record.get(PAYLOAD)
             if not isinstance(payload, bytes):
                 return Message(Error(code=2, reason="refused"), reply_to=message)
             try:

@@ -33,7 +33,8 @@ def make_exchange(grid: Grid, nodes: Mapping[str, int]) -> Exchange:
         for reply in grid.send_and_receive(messages, timeout=deadline_s):
             if reply.has_error():
                 continue
-            payload = reply.content[RECORD][PAYLOAD]
+            record = reply.content.config_records.get(RECORD, ConfigRecord())
+            payload = record.get(PAYLOAD)
             site = names.get(reply.metadata.src_node_id)
             if isinstance(payload, bytes) and site is not None and site in outgoing:
                 yield site, payload

@@ -85,7 +85,7 @@ def load(folder: Path, parameters: int) -> Checkpoint | None:
             spent_attempts=document["spent_attempts"],
             stopped=document["stopped"],
         )
-    except (OSError, ValueError, KeyError, ProtocolError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
         raise DataError(
             f"{path}: expected a checkpoint of this study, found a damaged one",
             "start again in another folder",

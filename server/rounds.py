@@ -16,6 +16,7 @@ from server.checkpoint import Checkpoint, Row
 from shared_models.inputs import loss_kind
 from shared_models.lanes import evaluate_lanes, total_weight, training_loss
 from shared_models.metrics import metrics_from_cells
+from shared_models.sections import NoPrivacy
 from shared_models.strategies import Vector, next_state, state_bytes
 from shared_models.study import Study
 from shared_models.tasks import target_range
@@ -83,8 +84,13 @@ def run_rounds(
         AbsentError: the same, because sites were not there in time.
     """
     now = start
+    if now.spent_attempts > study.spare_attempts and not isinstance(study.privacy, NoPrivacy):
+        raise ProtocolError(
+            f"expected at most {study.spare_attempts} failed attempts, which the noise is "
+            f"calibrated for, got {now.spent_attempts}; the last checkpoint stands"
+        )
     while now.state.round < study.rounds and not now.stopped:
-        number = now.state.round + 1
+        number, before = now.state.round + 1, now
         asked = tuple(cohorts(number))
         opened, now = _open(study, now, "train", asked, exchange, summation, keep)
         update = _mean_update(study, opened, len(asked))
@@ -94,7 +100,12 @@ def run_rounds(
         row: Row = {"round": number, "sites": len(opened.sites), **_loss(opened)}
         now = replace(now, state=state, history=(*now.history, row))
         if _evaluation_due(study, number) and evaluate_lanes(study):
-            opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
+
+            def keep_spent(failed: Checkpoint, before: Checkpoint = before) -> None:
+                # Kept with the new model, a cut run would go on without this evaluation.
+                keep(replace(before, spent_attempts=failed.spent_attempts))
+
+            opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep_spent)
             row = {**row, **_released(study, opened)}
             now = replace(now, history=(*now.history[:-1], row))
             now = replace(now, stopped=_stalled(study, now.history))
@@ -121,9 +132,9 @@ def _open(
             return summation(exchange, order), now
         except (ProtocolError, AbsentError):
             now = replace(now, spent_attempts=now.spent_attempts + 1)
+            keep(now)
             if now.spent_attempts > study.spare_attempts:
                 raise
-            keep(now)
 
 
 def encoding_of(study: Study, sites: int) -> Encoding:
