@@ -140,11 +140,11 @@ class Ours:
         if trainer.parameters != PARAMETERS[network]:
             raise ValueError(f"expected {PARAMETERS[network]} parameters: {trainer.parameters}")
         self._folder = tempfile.TemporaryDirectory(prefix="fedward-benchmark-")
-        self._federation = open_federation(
-            study, made_up_pool(network, sites), trainer, Path(self._folder.name), workers
-        )
-        model = vector_of(build_network(study))
-        start = Checkpoint(study.digest(), first_state(study.aggregation, model), ())
+        first = first_state(study.aggregation, vector_of(build_network(study)))
+        folder = Path(self._folder.name)
+        records = made_up_pool(network, sites)
+        self._federation = open_federation(study, records, trainer, folder, first, workers)
+        start = Checkpoint(study.digest(), first, ())
         self._rounds: Iterator[Checkpoint] = run_rounds(
             study,
             start,

@@ -6,25 +6,34 @@ one process, on seeded randomness.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from client.app import make_app
+from client.app import Answer, make_app
+from client.masked import KINDS, Orders, Participant
 from client.policy import Policy
 from client.site import Site, training_event
 from client.training import Trainer
 from privacy.accounting import Event
 from privacy.encoding import Encoding
 from server.app import make_exchange
+from server.masked import MaskedSum
 from server.rounds import Exchange, Summation, encoding_of
 from shared_models.lanes import evaluate_lanes, train_lanes
+from shared_models.plan import count_values
 from shared_models.sections import NoPrivacy
+from shared_models.strategies import State, state_bytes, state_hash
 from shared_models.study import Study
+from simulations.crowd import Crowd
 from simulations.grid import LocalGrid
-from simulations.plain import KIND, PlainAnswers, PlainSum
+from simulations.plain import KIND as PLAIN
+from simulations.plain import PlainAnswers, PlainSum
 from simulations.pool import Pool
 from simulations.seeds import seeded_integer, seeded_key
+
+Kinds = tuple[str, ...]
 
 
 @dataclass
@@ -58,7 +67,7 @@ class Federation:
 
 
 def open_federation(
-    study: Study, pool: Pool, trainer: Trainer, folder: Path, workers: int = 1
+    study: Study, pool: Pool, trainer: Trainer, folder: Path, first: State, workers: int = 1
 ) -> Federation:
     """Make the virtual sites of a study and connect them to a server.
 
@@ -67,25 +76,15 @@ def open_federation(
         pool: the records of all sites.
         trainer: the network that the sites of a process share.
         folder: where sites keep ledgers and control variates.
+        first: the state before the first round; the plan names it.
         workers: processes that train.
     """
     asked = study.aggregation.cohort or len(pool.sites)
     sites = _Sites(study, pool, trainer, folder, encoding_of(study, asked))
     if study.aggregation.masking == "none":
-        plain = PlainAnswers(trainer.parameters)
-        kinds: tuple[str, ...] = (KIND,)
-
-        def answer(kind: str, node: int, message: bytes) -> bytes:
-            del kind
-            return plain.answer(sites.at(node - 1), message)
-
-        summation: Summation = PlainSum(
-            shapes_of(study, trainer.parameters),
-            study.aggregation.min_sites,
-            study.aggregation.deadline_s,
-        )
+        kinds, answer, summation = _plain(study, trainer, sites)
     else:
-        raise NotImplementedError
+        kinds, answer, summation = _masked(study, pool, trainer, sites, first)
     grid = LocalGrid(make_app(kinds, answer), range(1, len(pool.sites) + 1), workers)
     traffic = Traffic()
     nodes = {name: index + 1 for index, name in enumerate(pool.sites)}
@@ -99,10 +98,44 @@ def open_federation(
     )
 
 
+def _plain(study: Study, trainer: Trainer, sites: "_Sites") -> tuple[Kinds, Answer, Summation]:
+    """Return both ends of the sum in clear."""
+    answers = PlainAnswers(trainer.parameters)
+    aggregation = study.aggregation
+    shapes = shapes_of(study, trainer.parameters)
+    summation = PlainSum(shapes, aggregation.min_sites, aggregation.deadline_s)
+
+    def answer(kind: str, node: int, message: bytes) -> bytes:
+        del kind
+        return answers.answer(sites.at(node - 1), message)
+
+    return (PLAIN,), answer, summation
+
+
+def _masked(
+    study: Study, pool: Pool, trainer: Trainer, sites: "_Sites", first: State
+) -> tuple[Kinds, Answer, Summation]:
+    """Return both ends of the masked sum: each virtual site with its own keys and phase."""
+    crowd = Crowd(study, pool.sites, trainer.parameters, state_hash(state_bytes(first)))
+    orders = Orders(trainer.parameters)
+    once = study.aggregation.cohort > 0
+    participants: dict[int, Participant] = {}
+
+    def answer(kind: str, node: int, message: bytes) -> bytes:
+        index = node - 1
+        if index not in participants:
+            member = partial(crowd.member, index)
+            participants[index] = Participant(sites.at(index), member, orders, once)
+        return participants[index].answer(kind, message)
+
+    summation = MaskedSum(crowd.coordinator, crowd.places, study.aggregation.deadline_s)
+    return KINDS, answer, summation
+
+
 def shapes_of(study: Study, parameters: int) -> dict[str, tuple[int, int]]:
     """Return the number of values and lanes of each kind of round."""
-    values = 2 * parameters if study.aggregation.strategy == "scaffold" else parameters
-    return {"train": (values, len(train_lanes(study))), "evaluate": (0, len(evaluate_lanes(study)))}
+    train = (count_values(study, parameters), len(train_lanes(study)))
+    return {"train": train, "evaluate": (0, len(evaluate_lanes(study)))}
 
 
 class _Sites:
@@ -157,10 +190,30 @@ def _counted(exchange: Exchange, traffic: Traffic) -> Exchange:
     def counting(
         kind: str, outgoing: Mapping[str, bytes], deadline_s: float
     ) -> Iterator[tuple[str, bytes]]:
-        for site, reply in exchange(kind, outgoing, deadline_s):
-            traffic.bytes_down += len(outgoing[site])
+        for site, reply in exchange(kind, _Counted(outgoing, traffic), deadline_s):
             traffic.bytes_up += len(reply)
             traffic.answers += 1
             yield site, reply
 
     return counting
+
+
+class _Counted(Mapping[str, bytes]):
+    """Messages that are counted when they are sent."""
+
+    def __init__(self, outgoing: Mapping[str, bytes], traffic: Traffic) -> None:
+        self._outgoing, self._traffic = outgoing, traffic
+
+    def __getitem__(self, site: str) -> bytes:
+        message = self._outgoing[site]
+        self._traffic.bytes_down += len(message)
+        return message
+
+    def __contains__(self, site: object) -> bool:
+        return site in self._outgoing
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outgoing)
+
+    def __len__(self) -> int:
+        return len(self._outgoing)

@@ -134,7 +134,8 @@ def _one_fold(
     folder = _folder(out, fold)
     trainer = Trainer(study, planned_mechanism(study))
     network = build_network(study, seeded_integer(study.simulation.seed, "model"))
-    start = Checkpoint(study.digest(), first_state(study.aggregation, vector_of(network)), ())
+    first = first_state(study.aggregation, vector_of(network))
+    start = Checkpoint(study.digest(), first, ())
     if resume:
         start = load(folder / "checkpoint", trainer.parameters) or start
         if start.digest != study.digest():
@@ -142,7 +143,7 @@ def _one_fold(
                 f"{out}: expected the study that was started there, found a changed one",
                 "give another --out folder",
             )
-    federation = open_federation(study, records, trainer, folder / "sites", workers)
+    federation = open_federation(study, records, trainer, folder / "sites", first, workers)
     measure = _Measure(study, records, trainer)
     try:
         final = _rounds(study, start, federation, measure, folder, watch)

@@ -21,7 +21,8 @@ from simulations.pool import gather, pool
 
 def opened(study: Study, records: Path, folder: Path, workers: int = 1) -> Federation:
     trainer = Trainer(study, planned_mechanism(study))
-    return open_federation(study, pool(study, gather(study, records)), trainer, folder, workers)
+    records_ = pool(study, gather(study, records))
+    return open_federation(study, records_, trainer, folder, start(study), workers)
 
 
 def start(study: Study) -> State:
