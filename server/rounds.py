@@ -122,7 +122,7 @@ def _open(
     summation: Summation,
     keep: Callable[[Checkpoint], None],
 ) -> tuple[Opened, Checkpoint]:
-    """Try until a sum opens or the spare attempts are spent; PROTOCOL.md sections 6 and 7."""
+    """Try until a sum opens or the spare attempts are spent: sections 6 and 7 of the protocol."""
     state = state_bytes(now.state)
     number = now.state.round + (kind == "train")  # an evaluation looks at the round's own model
     while True:
