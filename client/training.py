@@ -268,8 +268,8 @@ def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:
     while left != 0 and (left > 0 or epoch < (training.local_epochs or 0)):
         # Sorting random words gives a uniform permutation (ties have probability N^2 / 2^65).
         order = torch.from_numpy(np.argsort(Stream(keys("order", epoch)).words64(count)))
-        for rows in torch.split(order, size):
-            yield rows
+        for start in range(0, count, size):
+            yield order[start : start + size]
             left -= 1
             if left == 0:
                 return
