@@ -101,21 +101,22 @@ class Encoding:
         clamped = 0
         if largest > self.value_bound:
             clamped = int(np.count_nonzero(np.abs(vector) > self.value_bound))
-        return self._rounded(vector, stream), clamped
+        return self._rounded(vector, stream, largest), clamped
 
-    def _rounded(self, vector: Reals, stream: Stream) -> npt.NDArray[np.int32]:
+    def _rounded(self, vector: Reals, stream: Stream, largest: float) -> npt.NDArray[np.int32]:
         """Return floor(clamp(v) * scale + u), u uniform in [0, 1), in 64-bit fixed point."""
         whole = np.empty(vector.size, dtype=np.int32)
         steps = np.empty(min(_CHUNK, vector.size), dtype=np.float64)
         fixed = np.empty(steps.size, dtype="<i8")
         high = fixed.view("<i4")[1::2]  # (C,) the upper halves: an arithmetic shift by 32
-        bound = self.bound * _ONE
+        scale, bound = self.scale * _ONE, self.bound * _ONE
+        inside = largest * scale <= bound  # rounding is monotone: then no coordinate is above
         for start in range(0, vector.size, _CHUNK):
             part = vector[start : start + _CHUNK]
             size = part.size
-            np.multiply(part, self.scale * _ONE, out=steps[:size], dtype=np.float64)
-            np.minimum(steps[:size], bound, out=steps[:size])
-            np.maximum(steps[:size], -bound, out=steps[:size])
+            np.multiply(part, scale, out=steps[:size], dtype=np.float64)
+            if not inside:
+                np.clip(steps[:size], -bound, bound, out=steps[:size])
             # below 2^62 in size; integers add exactly, where adding u in float64 would move a
             # coordinate that sits on the bound one step past it
             np.copyto(fixed[:size], steps[:size], casting="unsafe")

@@ -40,29 +40,24 @@ def coefficients(key: bytes, count: int) -> list[int]:
 
 def _weighted(stream: Stream, numbers: Integers) -> int:
     """Return the sum of numbers_k rho_k as an exact Python integer, reading rho from the stream."""
-    width = numbers.dtype.itemsize
-    limbs = width // 2
-    offset = 1 << (8 * width - 1)
+    limbs = numbers.dtype.itemsize // 2  # of 16 bits; the highest one is signed
+    numbers = numbers if numbers.flags.c_contiguous else numbers.copy()
     block = min(_BLOCK, numbers.size)
-    left = np.empty((block, limbs + 1))  # one more column of ones sums rho itself
-    left[:, limbs] = 1.0
+    left = np.empty((limbs, block))
     right = np.empty((block, 4))
-    flipped = np.empty(block, dtype=f"<u{width}")
     rho = np.empty(block, dtype="<u8")
-    table = np.zeros((4, limbs + 1), dtype=np.int64)
-    for start in range(0, numbers.size, block or 1):
+    table = np.zeros((limbs, 4), dtype=np.int64)
+    for start in range(0, numbers.size, _BLOCK):
         part = numbers[start : start + block]
         size = part.size
+        for limb in range(limbs):
+            left[limb, :size] = part.view("<u2" if limb < limbs - 1 else "<i2")[limb::limbs]
         np.bitwise_and(stream.words64(size), _LOW_61, out=rho[:size])
-        # v + offset, as unsigned: flipping the sign bit adds it without overflow
-        np.bitwise_xor(part.view(f"<u{width}"), flipped.dtype.type(offset), out=flipped[:size])
-        left[:size, :limbs] = flipped[:size].view("<u2").reshape(size, limbs)
         right[:size] = rho[:size].view("<u2").reshape(size, 4)
         # every entry is a sum of <= 2^14 products below 2^32: exact in float64
-        table += (right[:size].T @ left[:size]).astype(np.int64)  # (4, s) x (s, limbs+1)
-    total = 0
-    for row in range(4):
-        for column in range(limbs):
-            total += int(table[row, column]) << (_LIMB * (row + column))
-        total -= int(table[row, limbs]) * offset << (_LIMB * row)
-    return total
+        table += (left[:, :size] @ right[:size]).astype(np.int64)  # (limbs, s) x (s, 4)
+    return sum(
+        int(table[row, column]) << (_LIMB * (row + column))
+        for row in range(limbs)
+        for column in range(4)
+    )

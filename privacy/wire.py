@@ -7,7 +7,6 @@ of the protocol; integers are little-endian. Boxes and payloads are the tail, af
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from privacy.errors import ProtocolError
@@ -201,7 +200,7 @@ def read_records(block: bytes | memoryview, width: int) -> Records:
 
 def ascending(sites: tuple[int, ...]) -> bool:
     """Say whether the sites are sorted and none repeats."""
-    return all(one < two for one, two in pairwise(sites))
+    return sorted(set(sites)) == list(sites)
 
 
 def bitmap(sites: Iterable[int]) -> bytes:
@@ -218,4 +217,4 @@ def read_bitmap(data: bytes) -> tuple[int, ...]:
     bits = int.from_bytes(data, "little")
     if bits >> SITES_MAX:
         raise malformed(f"expected sites below {SITES_MAX} in a bitmap, got a higher one")
-    return tuple(site for site in range(bits.bit_length()) if bits >> site & 1)
+    return tuple(site for site, bit in enumerate(f"{bits:b}"[::-1]) if bit == "1")
