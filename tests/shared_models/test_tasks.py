@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_models.contract import AnyColumn, Data
-from shared_models.study import Study
-from shared_models.tasks import TASKS, LossKind, predictions, record_losses, target_range
+from shared_models.registry import build_network
+from shared_models.study import Study, load_study
+from shared_models.tasks import (
+    TASKS,
+    LossKind,
+    Task,
+    predictions,
+    record_losses,
+    target_range,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 LOGIT = st.floats(-20, 20, width=32)
 
@@ -120,6 +130,18 @@ def test_the_column_kinds_of_tasks_exist() -> None:
 
 
 @pytest.mark.parametrize(("task", "example"), [(t, e) for t in TASKS.values() for e in t.examples])
-def test_every_example_of_a_task_is_there(task: object, example: str) -> None:
-    folder = Path(__file__).parents[2] / "examples" / example
-    assert (folder / "study.toml").is_file()
+def test_every_example_of_a_task_is_a_study_of_it(task: Task, example: str) -> None:
+    study = load_study(EXAMPLES / example / "study.toml")
+    assert study.task == task.name
+    build_network(study)
+
+
+@pytest.mark.parametrize("example", sorted(path.parent.name for path in EXAMPLES.glob("*/*.toml")))
+def test_every_example_can_run_without_privacy(example: str) -> None:
+    study = load_study(EXAMPLES / example / "study.toml", ["privacy.mode=none"])
+    assert study.privacy.mode == "none"
+
+
+def test_every_example_belongs_to_a_task() -> None:
+    named = {example for task in TASKS.values() for example in task.examples}
+    assert named == {path.parent.name for path in EXAMPLES.glob("*/study.toml")}
