@@ -43,7 +43,7 @@ def store_control(folder: Path, number: int, control: Vector32) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("control-*.safetensors"))
+    return sorted(folder.glob("control-*.safetensors"), key=_round)
 
 
 def _round(path: Path) -> int:

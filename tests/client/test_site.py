@@ -1,0 +1,403 @@
+"""One hospital's round: what is checked and written down before a record is read, what it sends."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import client.site
+from client.policy import Policy
+from client.site import Contribution, Site, Split, system_entropy, training_event
+from client.training import Tensors, Trainer, planned_mechanism
+from privacy.encoding import Encoding
+from privacy.errors import PrivacyError, ProtocolError
+from privacy.ledger import Ledger
+from privacy.stream import Stream
+from shared_models.cells import count_cells
+from shared_models.lanes import evaluate_lanes
+from shared_models.registry import build_network
+from shared_models.strategies import State, first_state
+from shared_models.study import Study, parse_study
+from shared_models.weights import vector_of
+
+FEATURES = 4
+OPEN = Policy(allow_no_privacy=True)
+PRIVATE: dict[str, object] = {
+    "mode": "local",
+    "noise_multiplier": 1.0,
+    "delta": 1e-5,
+    "clipping_norm": 1.0,
+    "sampling_rate": 0.5,
+    "expected_batch": 8,
+}
+
+
+def study(privacy: dict[str, object] | None = None, **aggregation: object) -> Study:
+    columns: dict[str, Any] = {
+        f"x{k}": {"kind": "number", "low": -9, "high": 9} for k in range(FEATURES)
+    }
+    columns["ill"] = {"kind": "category", "values": ["no", "yes"]}
+    return parse_study(
+        {
+            "name": "s",
+            "task": "tabular",
+            "rounds": 3,
+            "data": {"target": "ill", "columns": columns},
+            "model": {"name": "mlp", "hidden": [3]},
+            "training": {"learning_rate": 0.1, "local_steps": 2},
+            "privacy": privacy or {"mode": "none"},
+            "aggregation": {"masking": "none", **aggregation},
+        }
+    )
+
+
+def tensors(count: int) -> Tensors:
+    inputs = torch.randn((count, FEATURES), generator=torch.Generator().manual_seed(1))
+    return Tensors(inputs, (inputs.sum(dim=1) > 0).to(torch.int64))
+
+
+def seeded(purpose: str, number: int, step: int) -> bytes:
+    return sha256(f"{purpose} {number} {step}".encode()).digest()
+
+
+def begin(given: Study) -> State:
+    return first_state(given.aggregation, vector_of(build_network(given, 4)))
+
+
+class Readings:
+    """Records that know how often they were read, and can look around when they are."""
+
+    def __init__(self, count: int = 20, then: Callable[[], None] = lambda: None) -> None:
+        self.count, self.reads, self.then = count, 0, then
+
+    def __call__(self) -> Split:
+        self.then()
+        self.reads += 1
+        return Split(tensors(self.count), tensors(self.count // 2))
+
+
+def site(
+    given: Study,
+    records: Callable[[], Split],
+    folder: Path | None,
+    policy: Policy = OPEN,
+    entropy: client.site.Entropy = seeded,
+    name: str = "ash",
+) -> Site:
+    return Site(
+        name=name,
+        study=given,
+        encoding=Encoding(32, 5, given.aggregation.value_bound),
+        trainer=Trainer(given, planned_mechanism(given)),
+        records=records,
+        folder=folder,
+        policy=policy,
+        entropy=entropy,
+    )
+
+
+def debits(folder: Path) -> int:
+    if not (folder / "ledger.db").exists():
+        return 0
+    with Ledger(folder / "ledger.db") as ledger:
+        return len(ledger.rows())
+
+
+# Before a record is read
+
+
+def test_setting_up_a_site_reads_nothing(tmp_path: Path) -> None:
+    records = Readings()
+    site(study(PRIVATE), records, tmp_path)
+    assert (records.reads, debits(tmp_path)) == (0, 0)
+
+
+def test_the_debit_is_on_disk_when_the_records_are_read(tmp_path: Path) -> None:
+    given, seen = study(PRIVATE), list[int]()
+    records = Readings(then=lambda: seen.append(debits(tmp_path / "ash")))
+    asked = site(given, records, tmp_path / "ash")
+    asked.contribute("train", begin(given), 1, 0)
+    asked.contribute("train", begin(given), 2, 0)
+    assert seen == [1, 2]
+
+
+def test_a_site_whose_records_fail_has_paid_already(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+
+    def fail() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        site(given, Readings(then=fail), tmp_path).contribute("train", begin(given), 1, 0)
+    assert debits(tmp_path) == 1
+
+
+def test_a_ledger_that_refuses_leaves_the_records_unread(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    (tmp_path / "ledger.db").write_bytes(b"no ledger at all" * 100)
+    with pytest.raises(PrivacyError):
+        site(given, records, tmp_path).contribute("train", begin(given), 1, 0)
+    assert records.reads == 0
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("privacy", "policy"),
+    [(None, Policy()), (PRIVATE, Policy(min_sites=4)), (PRIVATE, Policy(epsilon_per_study=1.0))],
+    ids=["no privacy", "few sites", "no epsilon"],
+)
+def test_a_refusing_policy_reads_and_debits_nothing(
+    tmp_path: Path, kind: Any, privacy: dict[str, object] | None, policy: Policy
+) -> None:
+    given, records = study(privacy), Readings()
+    with pytest.raises(PrivacyError):
+        site(given, records, tmp_path, policy).contribute(kind, begin(given), 1, 0)
+    assert (records.reads, debits(tmp_path)) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("number", [-1, 0, 4])
+def test_a_round_that_the_study_does_not_have_reads_and_debits_nothing(
+    tmp_path: Path, kind: Any, number: int
+) -> None:
+    given, records = study(PRIVATE), Readings()
+    with pytest.raises(ProtocolError, match="expected a round from 1 to 3"):
+        site(given, records, tmp_path).contribute(kind, begin(given), number, 0)
+    assert (records.reads, debits(tmp_path)) == (0, 0)
+
+
+def test_an_evaluation_under_privacy_reads_nothing(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    with pytest.raises(ProtocolError, match="no record was read"):
+        site(given, records, tmp_path).contribute("evaluate", begin(given), 1, 0)
+    assert records.reads == 0
+
+
+def test_a_private_site_without_a_folder_reads_nothing() -> None:
+    given, records = study(PRIVATE), Readings()
+    with pytest.raises(ValueError, match="folder for the ledger"):
+        site(given, records, None).contribute("train", begin(given), 1, 0)
+    assert records.reads == 0
+
+
+# What is debited
+
+
+def test_the_same_attempt_asked_again_is_debited_once(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    asked = site(given, Readings(), tmp_path)
+    for _ in range(3):
+        asked.contribute("train", begin(given), 1, 0)
+    assert debits(tmp_path) == 1
+
+
+def test_the_same_attempt_after_a_restart_is_debited_once(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    for _ in range(2):
+        site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
+    assert debits(tmp_path) == 1
+
+
+def test_every_other_attempt_and_round_is_debited(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    asked = site(given, Readings(), tmp_path)
+    for number, attempt in ((1, 0), (1, 2), (2, 2), (3, 2)):
+        asked.contribute("train", begin(given), number, attempt)
+    assert debits(tmp_path) == 4
+
+
+def test_another_study_is_debited_by_itself(tmp_path: Path) -> None:
+    for given in (study(PRIVATE), study({**PRIVATE, "sampling_rate": 0.25})):
+        site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
+    assert debits(tmp_path) == 2
+
+
+def test_a_debit_says_what_was_done(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    policy = Policy(dataset="cardiology")
+    site(given, Readings(), tmp_path, policy).contribute("train", begin(given), 1, 0)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        (row,) = ledger.rows()
+    assert row.key == f"{given.digest()}/train/1/0"
+    event = row.event
+    assert (event.study, event.dataset, event.unit) == (given.digest(), "cardiology", "record")
+    assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.5, 1.0, 2)
+    assert (event.clipping_norm, event.denominator, event.mode) == (1.0, 8.0, "local")
+    assert set(event.versions) == {"fedward", "torch", "opacus"}
+
+
+def test_mode_none_debits_nothing(tmp_path: Path) -> None:
+    given = study()
+    site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
+    assert training_event(given, None, "records") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is sent
+
+
+def test_a_private_contribution_has_no_lanes(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    found = site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
+    assert found.lanes.shape == (0,)
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_a_private_contribution_has_one_shape_whatever_the_records(
+    tmp_path: Path, count: int
+) -> None:
+    given = study(PRIVATE)
+    found = site(given, Readings(count), tmp_path).contribute("train", begin(given), 1, 0)
+    assert found.values.shape == begin(given).model.shape
+    assert np.count_nonzero(found.values) == found.values.size
+
+
+def expected_values(given: Study, count: int, factor: float = 1.0) -> Any:
+    trainer = Trainer(given, planned_mechanism(given))
+    update = trainer.train(begin(given), tensors(count), lambda p, s: seeded(p, 1, s))
+    stream = Stream(seeded("rounding", 1, 0))
+    encoding = Encoding(32, 5, given.aggregation.value_bound)
+    return encoding.quantise(update.change * np.float32(factor), stream)[0], update
+
+
+@pytest.mark.parametrize("privacy", [None, PRIVATE], ids=["plain", "private"])
+def test_the_values_are_the_quantised_update(
+    tmp_path: Path, privacy: dict[str, object] | None
+) -> None:
+    given = study(privacy)
+    found = site(given, Readings(20), tmp_path).contribute("train", begin(given), 1, 0)
+    assert found.values.tolist() == expected_values(given, 20)[0].tolist()
+
+
+def test_the_values_carry_the_weight_of_the_site(tmp_path: Path) -> None:
+    weights = {"ash": 1.0, "elm": 4.0}
+    given = study(PRIVATE, weighting="public", weights=weights)
+    found = site(given, Readings(20), tmp_path).contribute("train", begin(given), 1, 0)
+    assert found.values.tolist() == expected_values(given, 20, 0.25)[0].tolist()
+
+
+def test_a_plain_contribution_has_weight_records_and_loss(tmp_path: Path) -> None:
+    given = study()
+    found = site(given, Readings(20), tmp_path).contribute("train", begin(given), 1, 0)
+    update = expected_values(given, 20)[1]
+    assert found.lanes.tolist() == [1 << 16, update.records, round(update.loss * (1 << 20))]
+
+
+def test_a_plain_site_without_records_has_no_weight(tmp_path: Path) -> None:
+    given = study()
+    found = site(given, Readings(0), tmp_path).contribute("train", begin(given), 1, 0)
+    assert found.lanes.tolist() == [0, 0, 0]
+    assert not found.values.any()
+
+
+def test_an_evaluation_is_the_cells_of_the_held_out_records(tmp_path: Path) -> None:
+    given = study()
+    found = site(given, Readings(20), tmp_path).contribute("evaluate", begin(given), 1, 0)
+    held = tensors(10)
+    predicted = Trainer(given, None).predict(begin(given), held.inputs)
+    expected = count_cells("binary", ("no", "yes"), held.targets.numpy(), predicted)
+    assert found.values.size == 0
+    assert found.lanes.tolist() == expected.tolist()
+    assert len(found.lanes) == len(evaluate_lanes(given))
+
+
+def test_an_evaluation_of_no_record_is_all_zero(tmp_path: Path) -> None:
+    given = study()
+    found = site(given, Readings(0), tmp_path).contribute("evaluate", begin(given), 1, 0)
+    assert not found.lanes.any()
+
+
+# Keys
+
+
+def test_every_key_is_asked_for_once_a_round(tmp_path: Path) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def entropy(purpose: str, number: int, step: int) -> bytes:
+        asked.append((purpose, number, step))
+        return seeded(purpose, number, step)
+
+    given = study(PRIVATE)
+    site(given, Readings(), tmp_path, entropy=entropy).contribute("train", begin(given), 2, 0)
+    assert len(asked) == len(set(asked))
+    assert set(asked) == {
+        ("sample", 2, 0),
+        ("noise", 2, 0),
+        ("sample", 2, 1),
+        ("noise", 2, 1),
+        ("rounding", 2, 0),
+    }
+
+
+def contribution(
+    given: Study, folder: Path, number: int, attempt: int, **keys: Any
+) -> Contribution:
+    return site(given, Readings(), folder, **keys).contribute(
+        "train", begin(given), number, attempt
+    )
+
+
+def test_seeded_keys_give_the_same_integers_in_every_attempt(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    one, two = (contribution(given, tmp_path, 1, attempt) for attempt in (0, 2))
+    assert one.values.tobytes() == two.values.tobytes()
+
+
+def test_another_round_has_other_noise(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    one, two = (contribution(given, tmp_path, number, 0) for number in (1, 2))
+    assert one.values.tobytes() != two.values.tobytes()
+
+
+def test_the_keys_of_a_deployment_are_fresh(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    one, two = (contribution(given, tmp_path, 1, a, entropy=system_entropy) for a in (0, 2))
+    assert one.values.tobytes() != two.values.tobytes()
+
+
+def test_the_entropy_of_the_system_is_never_the_same() -> None:
+    drawn = {system_entropy("noise", 1, 0) for _ in range(100)}
+    assert len(drawn) == 100
+    assert {len(key) for key in drawn} == {32}
+
+
+def test_a_site_uses_the_entropy_of_the_system_when_it_is_given_none(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    made = Site(
+        "ash",
+        given,
+        Encoding(32, 5, 1.0),
+        Trainer(given, planned_mechanism(given)),
+        Readings(),
+        tmp_path,
+        OPEN,
+    )
+    one, two = (made.contribute("train", begin(given), 1, attempt) for attempt in (0, 2))
+    assert one.values.tobytes() != two.values.tobytes()
+
+
+# SCAFFOLD
+
+
+def test_a_control_variate_is_carried_from_round_to_round(tmp_path: Path) -> None:
+    given = study(strategy="scaffold", value_bound=10.0)
+    size = begin(given).model.size
+    asked = site(given, Readings(), tmp_path)
+    first = asked.contribute("train", begin(given), 1, 0)
+    assert first.values.size == 2 * size
+    with_memory = asked.contribute("train", begin(given), 2, 0)
+    without = site(given, Readings(), tmp_path / "new").contribute("train", begin(given), 2, 0)
+    assert with_memory.values.tobytes() != without.values.tobytes()
+
+
+def test_a_round_of_scaffold_that_is_run_again_gives_the_same_integers(tmp_path: Path) -> None:
+    given = study(strategy="scaffold", value_bound=10.0)
+    asked = site(given, Readings(), tmp_path)
+    asked.contribute("train", begin(given), 1, 0)
+    one = asked.contribute("train", begin(given), 2, 0)
+    two = asked.contribute("train", begin(given), 2, 2)
+    assert one.values.tobytes() == two.values.tobytes()
