@@ -101,7 +101,7 @@ class Attention(nn.Module):
             None if recurrent == "none" else CELLS[recurrent](width, width, batch_first=True)
         )
         self.out = nn.Linear(width, outputs)
-        # Small, as in GPT-2: splice junctions came to .96 in 10 passes, with torch's N(0, 1) to .95.
+        # Small, as in GPT-2: splice junctions came to .96 in 10 passes; with N(0, 1), to .95.
         for embedding in (self.embed, self.positions):
             if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)
