@@ -31,7 +31,7 @@ def held_out(records: Records, evaluation: Evaluation, split_key: bytes) -> npt.
         DataError: the column would put one patient on both sides.
 
     Guarantee: a record's side depends on the key and on its own identity alone.
-    Source: PROTOCOL.md section 7: HMAC-SHA256 below the fraction.
+    Source: section 7 of the protocol: HMAC-SHA256 below the fraction.
     """
     if evaluation.holdout_column is not None:
         return _by_column(records, evaluation.holdout_column, evaluation.holdout_values)
