@@ -26,8 +26,8 @@ def make_app(kinds: Sequence[str], answer: Answer) -> ClientApp:
     def respond(kind: str) -> Callable[[Message, Context], Message]:
         def handler(message: Message, context: Context) -> Message:
             del context
-            record = message.content.config_records.get(RECORD, ConfigRecord())
-            payload = record.get(PAYLOAD)
+            record = message.content.get(RECORD)
+            payload = record.get(PAYLOAD) if isinstance(record, ConfigRecord) else None
             if not isinstance(payload, bytes):
                 return Message(Error(code=2, reason="refused"), reply_to=message)
             try:

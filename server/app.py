@@ -24,19 +24,25 @@ def make_exchange(grid: Grid, nodes: Mapping[str, int]) -> Exchange:
     def exchange(
         kind: str, outgoing: Mapping[str, bytes], deadline_s: float
     ) -> Iterator[tuple[str, bytes]]:
-        messages = (
-            Message(
-                RecordDict({RECORD: ConfigRecord({PAYLOAD: payload})}), nodes[site], f"query.{kind}"
-            )
-            for site, payload in outgoing.items()
-        )
+        messages = _messages(f"query.{kind}", outgoing, nodes)
         for reply in grid.send_and_receive(messages, timeout=deadline_s):
             if reply.has_error():
                 continue
-            record = reply.content.config_records.get(RECORD, ConfigRecord())
-            payload = record.get(PAYLOAD)
+            record = reply.content.get(RECORD)
+            payload = record.get(PAYLOAD) if isinstance(record, ConfigRecord) else None
             site = names.get(reply.metadata.src_node_id)
             if isinstance(payload, bytes) and site is not None and site in outgoing:
                 yield site, payload
 
     return exchange
+
+
+def _messages(
+    kind: str, outgoing: Mapping[str, bytes], nodes: Mapping[str, int]
+) -> Iterator[Message]:
+    last, content = None, RecordDict()
+    for site, payload in outgoing.items():
+        # Most rounds send one and the same object to all sites: it is wrapped once.
+        if payload is not last:
+            last, content = payload, RecordDict({RECORD: ConfigRecord({PAYLOAD: payload})})
+        yield Message(content, nodes[site], kind)
