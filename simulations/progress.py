@@ -17,6 +17,7 @@ from rich.table import Column
 from shared_models.inputs import loss_kind
 from shared_models.metrics import HEADLINE
 from shared_models.study import Study
+from simulations.wording import show_epsilon
 
 if TYPE_CHECKING:
     from simulations.run import Progress as Step
@@ -49,7 +50,7 @@ def live_progress(console: Console, study: Study) -> Iterator[Callable[["Step"],
             if figure is not None and figure.value is not None:
                 metric = f"{headline} {figure.value:.3f}"
             if step.epsilon is not None:
-                epsilon = f"epsilon {step.epsilon:.2f}"
+                epsilon = f"epsilon {show_epsilon(step.epsilon)}"
             fold = f"fold {step.fold + 1} " if step.fold is not None else ""
             bar.update(
                 task,

@@ -37,7 +37,7 @@ def test_the_line_says_round_metric_epsilon_and_time_left(
     toy_study: Callable[..., Study], width: int
 ) -> None:
     line = last_line(shown(toy_study(), width, terminal=True))
-    for part in ("toy", "3/4", "auc 0.988", "epsilon 1.23", "left"):
+    for part in ("toy", "3/4", "auc 0.988", "epsilon 1.24", "left"):
         assert part in line, line
 
 
@@ -46,7 +46,7 @@ def test_nothing_is_cut_beside_a_long_name(toy_study: Callable[..., Study], widt
     study = toy_study(name="a-study-of-tumours-in-many-hospitals-2026", rounds=1000)
     line = last_line(shown(study, width, terminal=True))
     assert len(line) <= width
-    for part in ("a-study-of-tumour", "round 3/1000", "auc 0.988", "epsilon 1.23", " left"):
+    for part in ("a-study-of-tumour", "round 3/1000", "auc 0.988", "epsilon 1.24", " left"):
         assert part in line, line
 
 
