@@ -800,6 +800,88 @@ def test_a_wrong_acknowledgement_is_left_out_and_named(scene: Scene) -> None:
     assert set(agreed.refused) == {1}
 
 
+@pytest.mark.parametrize("kind", [messages.GroupPart, messages.Ready])
+def test_boxes_for_others_than_the_peers_are_left_out(scene: Scene, kind: Any) -> None:
+    if kind is messages.GroupPart:
+        found = read(kind, scene.parts[1]).message.boxes
+        boxes = records({i: found[i] for i in (0, 2)}, messages.PART_BOX)
+        gathered, _ = secagg_server.gather(SERVER, RUN, enumerate(scene.hellos))
+        parts = list(enumerate(scene.parts))
+        parts[1] = (1, forged(kind, scene.parts[1], PEOPLE[1], boxes=boxes))
+        with pytest.raises(ProtocolError, match=r"got none of site-1 .*box for each peer"):
+            secagg_server.relay(gathered, parts)
+        return
+    signed = read(kind, scene.readies[1])
+    boxes = records({i: bytes(messages.SHARES_BOX) for i in (0, 1, 3)}, messages.SHARES_BOX)
+    replies = list(enumerate(scene.readies))
+    replies[1] = (1, write(signed.message, PEOPLE[1], boxes.block))
+    formed = secagg_server.form_cohort(scene.formed.started, replies)
+    assert "box for each peer" in formed.refused[1]
+
+
+def test_share_commitments_for_others_are_left_out(scene: Scene) -> None:
+    signed = read(messages.Ready, scene.readies[1])
+    found = signed.message.share_commitments
+    fewer = replace(signed.message, share_commitments=records({i: found[i] for i in (1, 2, 3)}, 64))
+    replies = list(enumerate(scene.readies))
+    replies[1] = (1, write(fewer, PEOPLE[1], signed.tail[: 2 * (2 + messages.SHARES_BOX)]))
+    formed = secagg_server.form_cohort(scene.formed.started, replies)
+    assert "share commitments" in formed.refused[1]
+
+
+def test_a_vector_from_outside_the_cohort_is_left_out(scene: Scene) -> None:
+    formed = secagg_server.form_cohort(scene.formed.started, list(enumerate(scene.readies))[:3])
+    stray = forged(messages.Masked, scene.vectors[3], PEOPLE[3], cohort_hash=formed.cohort_hash)
+    running = secagg_server.RunningSum(formed)
+    assert not running.add(3, stray)
+    assert "site of the cohort" in running.refused[3]
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "reason"),
+    [(3, {}, "a survivor"), (1, {"cohort_hash": bytes(32)}, "this cohort's hash")],
+)
+def test_a_stray_acknowledgement_is_left_out(index: int, changes: Any, reason: str) -> None:
+    scene = play(dropped=(3,))
+    good = [(i, data) for i, data in enumerate(scene.acks) if i != index]
+    stray = moved(messages.SurvivorAck, scene.acks[0], PEOPLE[index], sender=index)
+    stray = forged(messages.SurvivorAck, stray, PEOPLE[index], **changes)
+    if index == 3:
+        agreed, _ = secagg_server.agree_survivors(scene.closed, [(3, stray), *good])
+        assert reason in agreed.refused[3]
+        return
+    with pytest.raises(ProtocolError, match=reason):
+        secagg_server.agree_survivors(scene.closed, [(index, stray), *good])
+
+
+def test_a_right_answer_of_a_site_outside_the_sum_is_left_out() -> None:
+    scene = play(dropped=(3,))
+    held = scene.masked[3].shares
+    shares = {i: held[i][:32] if i < 3 else held[i][32:] for i in range(N)}
+    header = replace(read(messages.Unmask, scene.answers[0]).message.header, sender=3)
+    answer = write(messages.Unmask(header, records(shares, 32)), PEOPLE[3])
+    opened = secagg_server.open_sum(scene.agreed, [(3, answer), *enumerate(scene.answers)])
+    assert "a survivor" in opened.refused[3]
+
+
+def test_an_answer_that_leaves_a_site_out_is_left_out() -> None:
+    scene = play()
+    found = read(messages.Unmask, scene.answers[1]).message.shares
+    fewer = records({i: found[i] for i in (0, 1, 2)}, 32)
+    answers = list(enumerate(scene.answers))
+    answers[1] = (1, forged(messages.Unmask, scene.answers[1], PEOPLE[1], shares=fewer))
+    opened = secagg_server.open_sum(scene.agreed, answers)
+    assert "one share for each site" in opened.refused[1]
+
+
+def test_a_revoked_site_is_left_out_of_the_run(scene: Scene) -> None:
+    sites = list(ROSTER.sites)
+    sites[1] = replace(sites[1], revoked=True)
+    server = replace(SERVER, roster=replace(ROSTER, sites=tuple(sites)))
+    gathered, _ = secagg_server.gather(server, RUN, enumerate(scene.hellos))
+    assert gathered.members == (0, 2, 3)
+
+
 # --- every byte flipped ------------------------------------------------------------------------
 
 
@@ -911,6 +993,17 @@ def test_a_roster_with_one_key_twice_is_refused() -> None:
 def test_a_site_whose_key_is_not_in_the_roster_is_refused() -> None:
     with pytest.raises(ValueError, match="roster's key"):
         Site(PEOPLE[1], 0, PLAN, ROSTER)
+
+
+def test_a_roster_of_another_size_than_the_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="roster of 5 sites, got 4"):
+        Site(PEOPLE[0], 0, replace(PLAN, n=5), ROSTER)
+
+
+@pytest.mark.parametrize("sizes", [(15, 32), (16, 31)])
+def test_a_run_id_or_ledger_head_of_another_length_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="run id"):
+        secagg_setup.hello(site(0), bytes(sizes[0]), START, bytes(sizes[1]))
 
 
 def test_no_phase_shows_a_secret_in_its_repr(scene: Scene) -> None:

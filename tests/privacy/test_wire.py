@@ -183,6 +183,11 @@ def test_unsorted_repeated_and_high_ids_are_refused(sites: list[int]) -> None:
         read_records(block, 32)
 
 
+def test_a_piece_of_an_entry_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="a piece of one"):
+        read_records(bytes([1, 0]) + bytes(31), 32)
+
+
 @pytest.mark.parametrize("number", [2, 3, 6, 10, 11])
 @pytest.mark.parametrize("count", [0, 101, 0xFFFF])
 def test_a_count_above_its_ceiling_is_refused_before_its_bytes(number: int, count: int) -> None:
