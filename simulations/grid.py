@@ -4,16 +4,18 @@ With workers, each worker process owns some of the nodes and runs the same Clien
 messages; a node always meets the same worker. Nothing is held for all nodes at once.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import queue
+import selectors
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -27,7 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import PAYLOAD, RECORD
 
 RUN_ID, SERVER_NODE = 1, 0
-OK, BUG = b"ok", b"bug"
+OK, BUG = b"ok", b"bug"  # what may stand after an empty frame, besides an error's code
 WINDOW = 4  # messages a worker may hold: enough to keep it busy, few enough to keep memory flat
 
 
@@ -50,9 +52,13 @@ class LocalGrid(Grid):
         self._workers: list[_Worker] = []
         for _ in range(workers if workers > 1 else 0):
             self._workers.append(_Worker(app, [w.connection for w in self._workers]))
+        self._readable = selectors.DefaultSelector()
+        for worker in self._workers:
+            self._readable.register(worker.connection, selectors.EVENT_READ, worker)
 
     def close(self) -> None:
         """End the workers."""
+        self._readable.close()
         for worker in self._workers:
             worker.close()
 
@@ -130,13 +136,10 @@ class LocalGrid(Grid):
             for index, worker in enumerate(self._workers):
                 while queues[index] and worker.free():
                     worker.send(queues[index].pop(0))
-            busy = [worker for worker in self._workers if worker.pending]
-            if not busy:
+            if not any(worker.pending for worker in self._workers):
                 return
-            ready = wait([worker.connection for worker in busy])
-            for worker in busy:
-                if worker.connection in ready:
-                    yield worker.receive()
+            for key, _ in self._readable.select():
+                yield key.data.receive()
 
 
 class _Worker:
@@ -146,7 +149,7 @@ class _Worker:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         others = [*others, self.connection]
-        self.pending: list[Message] = []
+        self.pending: list[tuple[Message, bool]] = []  # and whether the thread writes it
         self._last: bytes | None = None
         # A thread writes: if both ends wrote large messages at once, both would wait for ever.
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -166,17 +169,25 @@ class _Worker:
         repeated = payload is self._last
         self._last = payload
         kind, node = message.metadata.message_type, message.metadata.dst_node_id
-        self._outgoing.put(f"{kind} {node} {int(repeated)}".encode())
+        head = f"{kind} {node} {int(repeated)}".encode()
+        # When all that the thread wrote is answered, the pipe has room for a window of heads:
+        # writing one here costs less than waking the thread.
+        threaded = not repeated or any(threaded for _, threaded in self.pending)
+        self.pending.append((message, threaded))
+        if not threaded:
+            self._put(head)
+            return
+        self._outgoing.put(head)
         if not repeated:
             self._outgoing.put(payload)
-        self.pending.append(message)
 
     def _write(self) -> None:
         while (piece := self._outgoing.get()) is not None:
-            try:
-                self.connection.send_bytes(piece)
-            except OSError:
-                return  # the reader sees the end of the pipe and says so
+            self._put(piece)
+
+    def _put(self, piece: bytes) -> None:
+        with contextlib.suppress(OSError):  # the reader sees the end of the pipe and says so
+            self.connection.send_bytes(piece)
 
     def forget(self) -> None:
         """Drop the answers of an exchange that was left early: they would pass for later ones."""
@@ -184,14 +195,15 @@ class _Worker:
             self.receive()
 
     def receive(self) -> Message:
-        message = self.pending.pop(0)
         try:
-            status = self.connection.recv_bytes()
-            body = self.connection.recv_bytes()
+            body, status = self.connection.recv_bytes(), OK
+            if not body:
+                status, body = self.connection.recv_bytes(), self.connection.recv_bytes()
         except (EOFError, OSError):
             raise RuntimeError("a worker process of the simulation died") from None
         if status == BUG:
             raise RuntimeError("a worker process of the simulation failed:\n" + body.decode())
+        message, _ = self.pending.pop(0)
         if status == OK:
             return Message(_content(body), reply_to=message)
         return Message(Error(code=int(status), reason="refused"), reply_to=message)
@@ -217,11 +229,11 @@ def _serve(app: ClientApp, connection: Connection, others: list[Connection]) -> 
     torch.set_num_threads(1)
     _identify()
     context = _context()
-    payload = b""
+    content = _content(b"")
     for number in itertools.count(1):
         try:
-            message = _next_message(connection, payload)
-            payload = _payload(message)
+            message = _next_message(connection, content)
+            content = message.content
             message.metadata.__dict__["_message_id"] = str(number)
             for piece in _answer(app, message, context):
                 connection.send_bytes(piece)
@@ -229,21 +241,25 @@ def _serve(app: ClientApp, connection: Connection, others: list[Connection]) -> 
             return  # the parent closed the pipe, or is gone
 
 
-def _next_message(connection: Connection, last: bytes) -> Message:
+def _next_message(connection: Connection, last: RecordDict) -> Message:
     kind, node, repeated = connection.recv_bytes().decode().split()
-    payload = last if repeated == "1" else connection.recv_bytes()
-    return Message(_content(payload), int(node), kind)
+    content = last if repeated == "1" else _content(connection.recv_bytes())
+    return Message(content, int(node), kind)
 
 
-def _answer(app: ClientApp, message: Message, context: Context) -> tuple[bytes, bytes]:
-    """Return how it went and the answer; a bug travels to the parent as its traceback."""
+def _answer(app: ClientApp, message: Message, context: Context) -> tuple[bytes, ...]:
+    """Return the frames of an answer: itself, or an empty one, how it went, and the rest.
+
+    A bug travels to the parent as its traceback.
+    """
     try:
         reply = app(message, context)
     except Exception:
-        return BUG, traceback.format_exc().encode()
+        return b"", BUG, traceback.format_exc().encode()
     if reply.has_error():
-        return str(reply.error.code).encode(), b""
-    return OK, _payload(reply)
+        return b"", str(reply.error.code).encode(), b""
+    payload = _payload(reply)
+    return (payload,) if payload else (b"", OK, b"")
 
 
 def _identify() -> None:
