@@ -36,8 +36,6 @@ from privacy.secagg_messages import Masked as MaskedMessage
 from privacy.secagg_setup import Grouped, Site, agree_with, check_server, refusal
 from privacy.wire import Counter, Header, Records, Signed, read, read_records, records, write
 
-Words = npt.NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Expected:
