@@ -125,6 +125,29 @@ class Chance(nn.Module):
         return outputs
 
 
+class Counting(nn.Module):
+    """A network that computes something else each time, in a way that tracing cannot see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+        self.calls = 0
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        outputs: torch.Tensor = self.layer(records * self.calls)
+        return outputs
+
+
+class Steepening(Counting):
+    """A network with the same outputs and a steeper gradient each time."""
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        outputs: torch.Tensor = self.layer(records)
+        return outputs + self.calls * (outputs - outputs.detach())
+
+
 class Asking(nn.Module):
     """A network that looks at the values that it computes."""
 
@@ -137,7 +160,7 @@ class Asking(nn.Module):
         return outputs if float(outputs.detach().sum()) > 0 else 2 * outputs
 
 
-@pytest.mark.parametrize("make", [Chance, Asking])
+@pytest.mark.parametrize("make", [Chance, Asking, Counting, Steepening])
 def test_a_network_that_cannot_be_traced_has_no_traced_gradient(
     make: Callable[[], nn.Module],
 ) -> None:
