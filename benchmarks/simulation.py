@@ -306,15 +306,15 @@ def rate(sites: int, seconds: Sequence[float]) -> str:
 def cnn_row(*, quick: bool) -> Row:
     """Compare the CNN with the plain loop."""
     row = Row("cnn_local_vs_plain_loop", None, "ratio", "higher", 0.9, "")
-    sites = 20 if quick else 100
-    note = f" ({sites} sites)" if quick else ""
+    sites = 10 if quick else 100
+    note = f"; {sites} sites"
     return _against_plain(row, "cnn", sites, 5 if quick else 7, note)
 
 
 def mlp_row(*, quick: bool) -> Row:
     """Compare the MLP with the plain loop."""
     row = Row("mlp_local_vs_plain_loop", None, "ratio", "higher", 1.0, "")
-    return _against_plain(row, "mlp", 100, 15 if quick else 61)
+    return _against_plain(row, "mlp", 100, 11 if quick else 61)
 
 
 def _against_plain(row: Row, network: Network, sites: int, pairs: int, note: str = "") -> Row:
@@ -333,7 +333,7 @@ def pfl_row(*, quick: bool) -> Row:
     pfl = Pfl(100)
     try:
         with Ours("mlp", 100) as ours:
-            measured = interleave(ours.round, pfl.round, 15 if quick else 61)
+            measured = interleave(ours.round, pfl.round, 9 if quick else 61)
     finally:
         pfl.close()
     speeds = f"{rate(100, measured.ours)} site-rounds/s, pfl {rate(100, measured.peer)}"
@@ -345,7 +345,7 @@ def workers_row(*, quick: bool) -> Row:
     row = Row("workers2_vs_1", None, "ratio", "higher", 1.15, "")
     # Workers are forked first, from a process that has not computed yet.
     with Ours("mlp", 100, workers=2) as two, Ours("mlp", 100) as one:
-        measured = interleave(two.round, one.round, 21 if quick else 61)
+        measured = interleave(two.round, one.round, 11 if quick else 61)
     speeds = f"{rate(100, measured.ours)} site-rounds/s, one {rate(100, measured.peer)}"
     load = f"{measured.quartiles()}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     return replace(row, value=measured.ratio(), note=f"{speeds}; {load}")
@@ -354,20 +354,19 @@ def workers_row(*, quick: bool) -> Row:
 def mlp_masked_row(*, quick: bool) -> Row:
     """Time a masked round of small sites, and what the masks add to it."""
     row = Row("mlp_masked_ms_per_site", None, "ms", "lower", None, "")
-    try:
-        masked = Ours("mlp", 100, masking="fsa1", cohort=COHORT)
-    except NotImplementedError:
-        return replace(row, note="masks are not there yet")
-    with masked, Ours("mlp", 100, cohort=COHORT) as bare:
-        measured = interleave(masked.round, bare.round, 5 if quick else 21)
-    value = 1000 * statistics.median(measured.ours) / COHORT
-    added = value - 1000 * statistics.median(measured.peer) / COHORT
-    return replace(
-        row,
-        value=value,
-        note=f"whole round, cohort of {COHORT}; masks add {added:.2f} ms; "
-        f"{len(measured.ours)} rounds",
-    )
+    rounds = PAIRS_MIN if quick else 21
+    with Ours("mlp", COHORT, masking="fsa1") as masked, Ours("mlp", COHORT) as bare:
+        same = interleave(masked.round, bare.round, rounds)
+    note = f"the same {COHORT} sites, whole round; {_ms(same.peer):.2f} ms without masks"
+    if not quick:
+        with Ours("mlp", 2 * COHORT, masking="fsa1", cohort=COHORT) as drawn:
+            seconds = [drawn.round() for _ in range(PAIRS_MIN + 1)][1:]
+        note += f", {_ms(seconds):.2f} ms when each round draws a cohort, which then agrees on keys"
+    return replace(row, value=_ms(same.ours), note=note)
+
+
+def _ms(seconds: Sequence[float]) -> float:
+    return 1000 * statistics.median(seconds) / COHORT
 
 
 def cnn_masked_row(*, quick: bool) -> Row:
@@ -375,17 +374,12 @@ def cnn_masked_row(*, quick: bool) -> Row:
     row = Row("cnn_masked_vs_plain_loop", None, "ratio", "higher", None, "")
     if quick:
         return replace(row, note="not measured by --quick")
-    try:
-        masked = Ours("cnn", 100, masking="fsa1", cohort=COHORT)
-    except NotImplementedError:
-        return replace(row, note="masks are not there yet")
     plain = PlainLoop("cnn", COHORT)
-    with masked:
+    with Ours("cnn", COHORT, masking="fsa1") as masked:
         measured = interleave(masked.round, plain.round, PAIRS_MIN, warm=1)
     speeds = f"{rate(COHORT, measured.ours)} site-rounds/s, plain {rate(COHORT, measured.peer)}"
-    return replace(
-        row, value=measured.ratio(), note=f"cohort of {COHORT}; {speeds}; {measured.quartiles()}"
-    )
+    note = f"the same {COHORT} sites; {speeds}; {measured.quartiles()}"
+    return replace(row, value=measured.ratio(), note=note)
 
 
 def noop_row(*, quick: bool) -> Row:
@@ -415,31 +409,23 @@ def memory_row(*, quick: bool) -> Row:
     for masking in kinds:
         few, many = _peak_mib(100, masking), _peak_mib(1_000, masking)
         name = "plain" if masking == "none" else f"masked, cohorts of {COHORT}"
-        if few is None or many is None:
-            notes.append(f"{name}: not there yet")
-            continue
         ratios.append(many / few)
         notes.append(f"{name}: {many:.0f} to {few:.0f} MiB = {many / few:.2f}")
     if quick:
         notes.append("masked: not measured by --quick")
-    return replace(row, value=max(ratios) if ratios else None, note="; ".join(notes))
+    return replace(row, value=max(ratios), note="; ".join(notes))
 
 
-def _peak_mib(sites: int, masking: Masking) -> float | None:
-    """Run this file once more, as the process that is weighed; None when masks are not there."""
+def _peak_mib(sites: int, masking: Masking) -> float:
+    """Run this file once more, as the process that is weighed."""
     command = [sys.executable, __file__, "--weigh", str(sites), "--masking", masking]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    weighed = json.loads(done.stdout)
-    return None if weighed is None else float(weighed)
+    return float(done.stdout)
 
 
-def weigh(sites: int, masking: Masking) -> float | None:
+def weigh(sites: int, masking: Masking) -> float:
     """Run three rounds of small sites and return this process's peak memory in MiB."""
-    try:
-        ours = Ours("mlp", sites, masking=masking, cohort=COHORT if masking == "fsa1" else 0)
-    except NotImplementedError:
-        return None
-    with ours:
+    with Ours("mlp", sites, masking=masking, cohort=COHORT if masking == "fsa1" else 0) as ours:
         for _ in range(3):
             ours.round()
     status = Path("/proc/self/status")
@@ -503,7 +489,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.weigh:
-        print(json.dumps(weigh(asked.weigh, asked.masking)))
+        print(weigh(asked.weigh, asked.masking))
         return
     rows = []
     for index, measure in enumerate(ROWS, 1):
