@@ -29,6 +29,7 @@ class MaskedSum:
         coordinator: Callable[[Sequence[str]], Coordinator],
         places: Callable[[Sequence[str]], tuple[int, ...]],
         deadline_s: float,
+        once: bool = False,
     ) -> None:
         """Wait for an order.
 
@@ -36,8 +37,10 @@ class MaskedSum:
             coordinator: the server's keys, plan and roster for a run of these sites.
             places: the places of these sites in the whole roster; () when they are all of it.
             deadline_s: of one exchange.
+            once: a run ends with its first sum, for the sites too; simulated cohorts only.
         """
         self._coordinator, self._places, self._deadline_s = coordinator, places, deadline_s
+        self._once = once
         self._run: tuple[tuple[str, ...], Run] | None = None
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
@@ -62,7 +65,7 @@ class MaskedSum:
         acks = talk.all("survivors", closed.survivors, survivors)
         agreed, ack_set = secagg_server.agree_survivors(closed, acks)
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
-        if len(opened.survivors) == len(order.sites) and not opened.refused:
+        if not self._once and len(opened.survivors) == len(order.sites) and not opened.refused:
             self._run = (order.sites, run)
         return Opened(
             opened.values.astype(np.int64),

@@ -128,7 +128,8 @@ def _masked(
             participants[index] = Participant(sites.at(index), member, orders, once)
         return participants[index].answer(kind, message)
 
-    summation = MaskedSum(crowd.coordinator, crowd.places, study.aggregation.deadline_s)
+    deadline_s = study.aggregation.deadline_s
+    summation = MaskedSum(crowd.coordinator, crowd.places, deadline_s, once)
     return KINDS, answer, summation
 
 
