@@ -23,10 +23,12 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("held-out records, all sites")
+    # Headings of two lines, and no wrapping: with three baselines it just fits 80 columns.
+    table.add_column("held-out records,\nall sites", no_wrap=True)
     for title in ("value", "95 % interval", "records", *_trainings(results)):
-        table.add_column(title, justify="right")
+        table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
     for name, figure in results["metrics"].items():
         table.add_row(
             escape(label(name)),

@@ -71,14 +71,24 @@ def test_another_seed_gives_another_model(run: Run, private: bool) -> None:
     assert len(models) == 3
 
 
-def test_masked_and_plain_sums_give_the_same_model(run: Run) -> None:
-    plain = run(**{"aggregation.masking": "none"})
-    try:
-        masked = run(**{"aggregation.masking": "fsa1"})
-    except NotImplementedError:
-        pytest.skip("masked sums are not built into the simulation yet")
+MASKED = {
+    "local": (True, {}),
+    "scaffold": (False, {"aggregation.strategy": "scaffold"}),
+    "cohorts": (False, {"aggregation.cohort": 4, "simulation.sites": 6}),
+    "records": (False, {"aggregation.weighting": "records"}),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("case", list(MASKED))
+def test_masked_and_plain_sums_give_the_same_model(run: Run, case: str, workers: int) -> None:
+    private, changes = MASKED[case]
+    plain = run(private, **changes, **{"aggregation.masking": "none"})
+    masked = run(private, workers, **changes, **{"aggregation.masking": "fsa1"})
     # The study differs in one key, so the digest in the file's metadata does: compare the weights.
     assert masked.checkpoint.state.model.tobytes() == plain.checkpoint.state.model.tobytes()
+    assert masked.checkpoint.history == plain.checkpoint.history
+    assert masked.checkpoint.spent_attempts == 0
 
 
 # Strategies, cohorts, weights
