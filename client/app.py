@@ -16,10 +16,18 @@ Answer = Callable[[str, int, bytes], bytes]
 RECORD, PAYLOAD = "fedward", "payload"
 
 
-def make_app(kinds: Sequence[str], answer: Answer) -> ClientApp:
+def make_app(
+    kinds: Sequence[str], answer: Answer, log: Callable[[Exception], None] | None = None
+) -> ClientApp:
     """Return a ClientApp that answers ``query.<kind>`` for each of ``kinds`` and nothing else.
 
     A refusal travels as its exit code alone: no text of a site leaves it.
+
+    Args:
+        kinds: what is answered.
+        answer: the site, or in a simulation the sites.
+        log: keeps a bug's text at the site, and the server gets code 1. None lets a bug through:
+            Flower would send its text on, so only a simulation, which is the site, does that.
     """
     app = ClientApp()
 
@@ -34,6 +42,11 @@ def make_app(kinds: Sequence[str], answer: Answer) -> ClientApp:
                 reply = answer(kind, message.metadata.dst_node_id, payload)
             except FedwardError as error:
                 return Message(Error(code=error.exit_code, reason="refused"), reply_to=message)
+            except Exception as bug:
+                if log is None:
+                    raise
+                log(bug)
+                return Message(Error(code=1, reason="refused"), reply_to=message)
             return Message(RecordDict({RECORD: ConfigRecord({PAYLOAD: reply})}), reply_to=message)
 
         return handler

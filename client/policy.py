@@ -32,17 +32,17 @@ def check(policy: Policy, study: Study) -> None:
         PrivacyError: says which limit, what the study asks and what is allowed.
     """
     privacy = study.privacy
+    if study.aggregation.min_sites < policy.min_sites:
+        raise PrivacyError(
+            f"aggregation.min_sites: expected >= {policy.min_sites} by this site's policy, "
+            f"got {study.aggregation.min_sites}; no record was read"
+        )
     if isinstance(privacy, NoPrivacy):
         if not policy.allow_no_privacy:
             raise PrivacyError(
                 "privacy.mode: expected local or distributed, got none; no record was read"
             )
         return
-    if study.aggregation.min_sites < policy.min_sites:
-        raise PrivacyError(
-            f"aggregation.min_sites: expected >= {policy.min_sites} by this site's policy, "
-            f"got {study.aggregation.min_sites}; no record was read"
-        )
     limit = policy.epsilon_per_study
     if limit is not None and not (privacy.epsilon is not None and privacy.epsilon <= limit):
         raise PrivacyError(

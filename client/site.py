@@ -4,7 +4,7 @@ It knows no network and no masks: what it returns are integers that are ready to
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,14 @@ from client.training import Tensors, Trainer
 from privacy.accounting import Event
 from privacy.dpsgd import Mechanism
 from privacy.encoding import Encoding
-from privacy.errors import ProtocolError
+from privacy.errors import PrivacyError, ProtocolError
 from privacy.ledger import Ledger
 from privacy.stream import KEY_BYTES, Stream
 from shared_models.cells import count_cells
 from shared_models.inputs import loss_kind
 from shared_models.lanes import Lanes, count_training, site_weight
 from shared_models.sections import LocalPrivacy, NoPrivacy
-from shared_models.strategies import State
+from shared_models.strategies import State, moment_names
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
@@ -85,7 +85,8 @@ class Site:
             folder: the site's own folder (ledger, control variate); None when the study keeps
                 neither: mode none without SCAFFOLD.
             policy: the site's own limits.
-            entropy: where keys come from; a simulation gives seeded ones.
+            entropy: seeded keys, in a simulation only: the same attempt then gives the same
+                bytes, and asking for it again costs nothing.
         """
         self.name = name
         self._study = study
@@ -96,6 +97,7 @@ class Site:
         self._folder = folder
         self._policy = policy
         self._entropy = entropy
+        self._repeats = entropy is not system_entropy
 
     def contribute(
         self, kind: Literal["train", "evaluate"], state: State, number: int, attempt: int
@@ -117,6 +119,12 @@ class Site:
             raise ProtocolError(
                 f"expected a round from 1 to {self._study.rounds}, got {number}; nothing was sent"
             )
+        missing = moment_names(self._study.aggregation) - set(state.moments)
+        if missing:
+            raise ProtocolError(
+                f"expected a state with {', '.join(sorted(missing))}, got one without; "
+                "nothing was sent"
+            )
         if kind == "train":
             return self._train(state, number, attempt)
         return self._evaluate(state)
@@ -126,7 +134,9 @@ class Site:
         records = self._records().train
         scaffold = self._study.aggregation.strategy == "scaffold"
         control = None
-        if scaffold and self._folder is not None:
+        if scaffold:
+            if self._folder is None:
+                raise ValueError("expected a folder for the control variate of SCAFFOLD")
             control = load_control(self._folder, number, self._trainer.parameters)
         update = self._trainer.train(
             state, records, lambda purpose, step: self._entropy(purpose, number, step), control
@@ -164,8 +174,21 @@ class Site:
         if self._folder is None:
             raise ValueError("expected a folder for the ledger of a private study")
         self._folder.mkdir(parents=True, exist_ok=True)
+        key = f"{self._digest}/train/{number}/{attempt}"
         with Ledger(self._folder / "ledger.db") as ledger:
-            ledger.debit(event, f"{self._digest}/train/{number}/{attempt}")
+            debited = False
+
+            def first(history: Sequence[Event]) -> None:
+                nonlocal debited
+                debited = len(history) > 0
+
+            ledger.debit(event, key, allow=None if self._repeats else first)
+        if not self._repeats and not debited:
+            # Fresh noise under an old debit would be a second release for the price of one.
+            raise PrivacyError(
+                f"expected an attempt that was not debited before, got round {number}, attempt "
+                f"{attempt} again; no record was read"
+            )
 
 
 def training_event(study: Study, mechanism: Mechanism | None, dataset: str) -> Event | None:

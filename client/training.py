@@ -263,6 +263,10 @@ def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:
     size = training.batch_size or BATCH_SIZE
     if count == 0:
         return
+    if training.local_steps is None and training.local_epochs is None:
+        # What a distributed study does in a round, at its default sampling rate of 1.
+        yield torch.arange(count)
+        return
     left = training.local_steps if training.local_steps is not None else -1
     epoch = 0
     while left != 0 and (left > 0 or epoch < (training.local_epochs or 0)):

@@ -1,10 +1,10 @@
-"""The errors that fedward raises for the world's faults, as one tree. Callers' bugs stay ValueError.
+"""The errors that fedward raises for the world's faults, as one tree; a bug stays ValueError.
 
 FedwardError                exit 1
 ├── StudyError              exit 2   the study file or an option is wrong
 ├── DataError               exit 2   records, files or folders are not what the study says
 ├── PrivacyError            exit 3   refused by a privacy rule, a site's policy or its ledger
-├── ProtocolError           exit 4   an attempt of the aggregation protocol ended; nothing was opened
+├── ProtocolError           exit 4   an attempt of the protocol ended; nothing was opened
 └── AbsentError             exit 5   a peer was not there in time
 
 A message says what was expected, what was found and what became of the data, on one line. It never

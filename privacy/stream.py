@@ -1,7 +1,7 @@
-"""A stream of random bytes from one 256-bit key: AES-256-CTR from counter 0, for masks, noise and sampling.
+"""A stream of random bytes from one 256-bit key: AES-256-CTR, for masks, noise and sampling.
 
-It does not choose keys: a key comes from the operating system, from HKDF, or (in a simulation) from a
-seed, and is used for one stream only.
+It does not choose keys: a key comes from the operating system, from HKDF, or (in a simulation) from
+a seed, and is used for one stream only.
 """
 
 import os

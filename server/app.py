@@ -25,13 +25,17 @@ def make_exchange(grid: Grid, nodes: Mapping[str, int]) -> Exchange:
         kind: str, outgoing: Mapping[str, bytes], deadline_s: float
     ) -> Iterator[tuple[str, bytes]]:
         messages = _messages(f"query.{kind}", outgoing, nodes)
+        answered: set[str] = set()
         for reply in grid.send_and_receive(messages, timeout=deadline_s):
             if reply.has_error():
                 continue
             record = reply.content.get(RECORD)
             payload = record.get(PAYLOAD) if isinstance(record, ConfigRecord) else None
             site = names.get(reply.metadata.src_node_id)
-            if isinstance(payload, bytes) and site is not None and site in outgoing:
+            if not isinstance(payload, bytes) or site is None or site not in outgoing:
+                continue
+            if site not in answered:  # the first answer counts
+                answered.add(site)
                 yield site, payload
 
     return exchange

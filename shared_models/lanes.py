@@ -17,8 +17,7 @@ Lanes = npt.NDArray[np.int64]
 
 TRAIN_LANES = ("weight", "records", "loss")
 LOSS_SCALE = 1 << 20  # losses travel as integers of this many to one
-RECORDS_SCALE = 1 << 16  # weighting by records: a site counts as at most this many
-WEIGHT_SCALE = 1 << 16
+WEIGHT_SCALE = 1 << 16  # weights travel in these steps; a site counts as at most so many records
 
 
 def train_lanes(study: Study) -> tuple[str, ...]:
@@ -36,10 +35,11 @@ def evaluate_lanes(study: Study) -> tuple[str, ...]:
 def site_weight(study: Study, site: str, records: int) -> float:
     """Return the factor, in [0, 1], that a site applies to its update before encoding it."""
     if study.aggregation.weighting == "records":
-        return min(records, RECORDS_SCALE) / RECORDS_SCALE
+        return min(records, WEIGHT_SCALE) / WEIGHT_SCALE
     if study.aggregation.weighting == "public":
         weights = study.aggregation.weights
-        return weights.get(site, 0.0) / max(weights.values())
+        # As the lane will carry it, so that update and weight agree exactly.
+        return round(weights.get(site, 0.0) / max(weights.values()) * WEIGHT_SCALE) / WEIGHT_SCALE
     if isinstance(study.privacy, NoPrivacy):
         return 1.0 if records else 0.0
     return 1.0  # whether a site has records is not told

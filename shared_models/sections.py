@@ -12,6 +12,7 @@ from shared_models.contract import Section
 
 SITES_MIN = 3
 MASKED_SITES_MAX = 100
+SPARE_MAX = 32_000  # two attempts a try are counted in 16 bits
 
 
 class Mlp(Section):
@@ -156,7 +157,7 @@ class Aggregation(Section):
     weighting: Literal["equal", "public", "records"] = "equal"
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     deadline_s: float = Field(600.0, gt=0)
-    spare_attempts: int | None = Field(None, ge=0)
+    spare_attempts: int | None = Field(None, ge=0, le=SPARE_MAX)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -55,6 +55,13 @@ def first_state(aggregation: Aggregation, model: npt.NDArray[np.float32]) -> Sta
     return State(0, start, moments)
 
 
+def moment_names(aggregation: Aggregation) -> frozenset[str]:
+    """Return the moments that a strategy cannot do without."""
+    if aggregation.strategy in {"fedadam", "fedyogi", "fedadagrad"}:
+        return frozenset({"m", "v"})
+    return frozenset({"control"} if aggregation.strategy == "scaffold" else ())
+
+
 def next_state(
     aggregation: Aggregation, rounds: int, state: State, update: Vector, share: float = 1.0
 ) -> State:

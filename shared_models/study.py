@@ -16,6 +16,7 @@ from privacy.errors import StudyError
 from shared_models.contract import Data, Section
 from shared_models.sections import (
     MASKED_SITES_MAX,
+    SPARE_MAX,
     Aggregation,
     DistributedPrivacy,
     Evaluation,
@@ -48,6 +49,12 @@ class Study(Section):
         self._training_fits()
         self._privacy_fits()
         aggregation, simulation = self.aggregation, self.simulation
+        plain_sgd = self.training.optimizer == "sgd" and not self.training.momentum
+        if aggregation.strategy == "scaffold" and not plain_sgd:
+            raise ValueError(
+                "training.optimizer: expected sgd without momentum with strategy = 'scaffold', "
+                "whose control variates are means of plain gradients"
+            )
         if aggregation.weighting == "records" and aggregation.ring_bits == 16:
             raise ValueError(
                 "aggregation.ring_bits: expected 32 with weighting = 'records', found 16"
@@ -85,9 +92,7 @@ class Study(Section):
         if mode == "none":
             if training.local_epochs is not None and training.batch_size is None:
                 raise ValueError("training.batch_size: missing, expected with local_epochs")
-            if training.local_steps is None and training.local_epochs is None:
-                raise ValueError("training.local_steps: missing (or local_epochs with batch_size)")
-            return
+            return  # neither steps nor epochs: one step a round, as in mode distributed
         for key in ("local_epochs", "batch_size"):
             if getattr(training, key) is not None:
                 raise ValueError(f"training.{key}: expected only with privacy.mode = 'none'")
@@ -118,7 +123,7 @@ class Study(Section):
     def spare_attempts(self) -> int:
         """Attempts beyond one a round that the noise is calibrated for."""
         spare = self.aggregation.spare_attempts
-        return -(-self.rounds // 10) if spare is None else spare
+        return min(-(-self.rounds // 10), SPARE_MAX) if spare is None else spare
 
     def with_sites(self, count: int) -> "Study":
         """Return the study with the number of sites that the records turned out to have."""

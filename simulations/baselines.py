@@ -5,15 +5,17 @@ They use no privacy and are a simulation's alone: no one could compute them in a
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array, issparse
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 from client.training import Tensors, Trainer
-from shared_models.inputs import InputSpec, input_spec, loss_kind
+from shared_models.inputs import PADDING, InputSpec, input_spec, loss_kind
 from shared_models.metrics import Figure, exact_metrics
 from shared_models.sections import Aggregation, NoPrivacy
 from shared_models.strategies import State, first_state, next_state
@@ -82,13 +84,16 @@ def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     if len(present) < 2:
         scores[:, present] = 1.0
     else:
-        model = _fit(LogisticRegression(C=0.1, max_iter=500), x, y)
+        strength = 1.0 if issparse(x) else 0.1  # counts scaled to [0, 1] want less shrinking
+        model = _fit(LogisticRegression(C=strength, max_iter=500), x, y)
         scores[:, present] = model.predict_proba(unseen)
     return _measure(study, held, scores)
 
 
-def _fit(estimator: object, x: npt.NDArray[np.float64], y: npt.NDArray[np.generic]):  # type: ignore[no-untyped-def]
-    return make_pipeline(StandardScaler(), estimator).fit(x, y)
+def _fit(estimator: object, x: Any, y: npt.NDArray[np.generic]) -> Any:
+    # Counts stay sparse: shifting them to a mean of 0 would fill every cell.
+    scaler = MaxAbsScaler() if issparse(x) else StandardScaler()
+    return make_pipeline(scaler, estimator).fit(x, y)
 
 
 def _measure(study: Study, held: Tensors, predicted: npt.NDArray[np.float64]) -> Figures:
@@ -120,18 +125,22 @@ def _summary(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np
     return np.concatenate(pieces, axis=1)
 
 
-def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> csr_array:
     """Counts of tokens, (N, L) -> (N, V); of a small alphabet, the token at each position."""
+    tokens = inputs.astype(np.int64)
+    count, length = tokens.shape
+    rows = np.repeat(np.arange(count), length)
     if spec.vocabulary <= 64:
-        onehot = np.eye(spec.vocabulary)[inputs.astype(np.int64)]  # (N, L, V)
-        return onehot.reshape(len(inputs), -1)
-    counts = np.zeros((len(inputs), spec.vocabulary))
-    rows = np.repeat(np.arange(len(inputs)), inputs.shape[1])
-    np.add.at(counts, (rows, inputs.reshape(-1).astype(np.int64)), 1.0)
-    return counts[:, 1:]
+        columns = (np.arange(length) * spec.vocabulary + tokens).reshape(-1)
+        width = length * spec.vocabulary
+    else:
+        columns, width = tokens.reshape(-1), spec.vocabulary
+    kept = tokens.reshape(-1) != PADDING
+    ones = np.ones(int(kept.sum()))
+    return csr_array((ones, (rows[kept], columns[kept])), shape=(count, width))
 
 
-Features = Callable[[InputSpec, npt.NDArray[np.generic]], npt.NDArray[np.float64]]
+Features = Callable[[InputSpec, npt.NDArray[np.generic]], Any]  # dense, or sparse for tokens
 FEATURES: dict[str, Features] = {
     "features": _flat,
     "image": _flat,

@@ -38,11 +38,12 @@ Kinds = tuple[str, ...]
 
 @dataclass
 class Traffic:
-    """Bytes of all messages, and how many answers there were."""
+    """Bytes of all messages, how many answers there were, and how many updates were summed."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     answers: int = 0
+    site_rounds: int = 0
 
 
 @dataclass

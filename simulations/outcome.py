@@ -95,20 +95,20 @@ class Outcome:
             "baselines": self.baselines
             and {name: _figures(figures) for name, figures in self.baselines.items()},
             "privacy": self._privacy(),
-            "curves": curves(
-                kind, data.classes, self.targets, self.predictions, bounds=target_range(data)
-            ),
+            "curves": {
+                **curves(
+                    kind, data.classes, self.targets, self.predictions, bounds=target_range(data)
+                ),
+                "positive": ", ".join(data.positive),
+            },
             "costs": {
                 "wall_s": round(self.seconds, 3),
-                "site_rounds_per_s": round(self._site_rounds() / max(self.seconds, 1e-9), 1),
+                "site_rounds_per_s": round(self.traffic.site_rounds / max(self.seconds, 1e-9), 1),
                 "peak_rss_mb": round(peak_rss_mb(), 1),
                 "bytes_up": self.traffic.bytes_up,
                 "bytes_down": self.traffic.bytes_down,
             },
         }
-
-    def _site_rounds(self) -> int:
-        return sum(int(str(row["sites"])) for row in self.checkpoint.history)
 
     def _sites_metrics(self) -> Document:
         metrics: Document = {}

@@ -222,6 +222,7 @@ def _rounds(
         study.simulation.sites,
         keep=lambda checkpoint: save(folder / "checkpoint", checkpoint),
     ):
+        federation.traffic.site_rounds += int(str(now.history[-1]["sites"]))
         asked.update(federation.cohorts(now.state.round))
         progress = note(now)
         if watch is not None:
@@ -235,6 +236,7 @@ def _joined(parts: list[_Fold]) -> _Fold:
         sum(part.traffic.bytes_up for part in parts),
         sum(part.traffic.bytes_down for part in parts),
         sum(part.traffic.answers for part in parts),
+        sum(part.traffic.site_rounds for part in parts),
     )
     return replace(
         parts[0],

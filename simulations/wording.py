@@ -139,7 +139,7 @@ def reading(curves: Json | None) -> str:
         return ""
     classes = curves["classes"]
     if len(classes) == 2:
-        return f"Positive means “{classes[1]}”."
+        return f"Positive means “{curves.get('positive') or classes[1]}”."
     return f"Figures of the {len(classes)} classes are averaged, each class counting the same."
 
 

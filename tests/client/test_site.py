@@ -202,6 +202,18 @@ def test_the_same_attempt_after_a_restart_is_debited_once(tmp_path: Path) -> Non
     assert debits(tmp_path) == 1
 
 
+def test_fresh_noise_is_never_drawn_under_an_old_debit(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    site(given, records, tmp_path, entropy=system_entropy).contribute("train", begin(given), 1, 0)
+    read = records.reads
+    for again in range(2):  # asked again, and after a restart
+        asked = site(given, records, tmp_path, entropy=system_entropy)
+        with pytest.raises(PrivacyError, match="not debited before"):
+            asked.contribute("train", begin(given), 1, 0)
+        assert records.reads == read, again
+    assert debits(tmp_path) == 1
+
+
 def test_every_other_attempt_and_round_is_debited(tmp_path: Path) -> None:
     given = study(PRIVATE)
     asked = site(given, Readings(), tmp_path)

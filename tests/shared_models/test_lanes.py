@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from shared_models.cells import cell_names
 from shared_models.lanes import (
     LOSS_SCALE,
-    RECORDS_SCALE,
     TRAIN_LANES,
+    WEIGHT_SCALE,
     count_training,
     evaluate_lanes,
     site_weight,
@@ -105,7 +105,7 @@ def test_weighting_by_records_is_in_proportion_to_them() -> None:
 
 def test_weighting_by_records_never_passes_one() -> None:
     given = study(weighting="records")
-    assert site_weight(given, "a", RECORDS_SCALE) == site_weight(given, "a", 10**9) == 1.0
+    assert site_weight(given, "a", WEIGHT_SCALE) == site_weight(given, "a", 10**9) == 1.0
 
 
 def summed(given: Study, counts: dict[str, int]) -> float:
@@ -115,7 +115,7 @@ def summed(given: Study, counts: dict[str, int]) -> float:
 
 
 @pytest.mark.parametrize("aggregation", [{}, {"weighting": "records"}, PUBLIC])
-@given(counts=st.lists(st.integers(0, RECORDS_SCALE), min_size=3, max_size=3))
+@given(counts=st.lists(st.integers(0, WEIGHT_SCALE), min_size=3, max_size=3))
 def test_the_total_weight_is_the_sum_of_the_sites_weights(
     aggregation: dict[str, Any], counts: list[int]
 ) -> None:

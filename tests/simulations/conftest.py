@@ -80,7 +80,7 @@ def toy_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_document() -> Callable[..., dict[str, Any]]:
-    """document(**{"privacy.epsilon": 2}): the study, some keys changed; private=True: mode local."""
+    """document(**{"privacy.epsilon": 2}): the study with changes; private=True: mode local."""
 
     def make(private: bool = False, **changes: object) -> dict[str, Any]:
         document = copy.deepcopy(DOCUMENT)

@@ -26,6 +26,7 @@ class Cut(BaseException):
 CASES = {
     "fedavg": (False, {"rounds": 3}),
     "private": (True, {"rounds": 3}),
+    "masked": (True, {"rounds": 3, "aggregation.masking": "fsa1"}),
     "fedadam": (False, {"rounds": 3, "aggregation.strategy": "fedadam"}),
     "mean": (False, {"rounds": 3, "aggregation.average_last": 0.7}),
     "scaffold": (False, {"rounds": 3, "aggregation.strategy": "scaffold"}),

@@ -28,7 +28,7 @@ PLAIN = "privacy.mode=none"
 SCAFFOLD = "aggregation.strategy=scaffold"
 CASES = {
     "plain": ([PLAIN], 1),
-    "private-two-workers": ([], 2),
+    "masked-two-workers": (["aggregation.masking=fsa1"], 2),
     "scaffold-private": ([SCAFFOLD], 1),
 }
 WAIT_S = 90  # for a process to get as far as its first rounds, on a busy machine
@@ -48,6 +48,8 @@ def wait_for_round(process: "subprocess.Popen[str]", folder: Path, number: int) 
     while rounds_done(folder) < number and process.poll() is None:
         assert time.monotonic() < end, "the run did not get as far as the round of the kill"
         time.sleep(0.001)
+    if process.poll() not in (None, 0):
+        pytest.fail(f"the run ended by itself: {process.communicate()[1]}")
 
 
 def children_of(process: int) -> list[int]:
@@ -119,7 +121,7 @@ def kill_and_resume(
 
 
 @pytest.mark.parametrize(
-    ("case", "kills"), [("plain", 1), ("private-two-workers", 2), ("scaffold-private", 2)]
+    ("case", "kills"), [("plain", 1), ("masked-two-workers", 2), ("scaffold-private", 2)]
 )
 def test_a_killed_run_resumes_to_the_same_bytes(
     case: str, kills: int, folder: Path, start: Start, fedward_sim: Finish
@@ -138,7 +140,7 @@ def test_a_run_killed_nine_times_resumes_to_the_same_bytes(
 
 
 def test_ctrl_c_ends_a_run_in_one_line_and_leaves_it_resumable(folder: Path, start: Start) -> None:
-    case, out = "private-two-workers", folder / "out"
+    case, out = "masked-two-workers", folder / "out"
     process = start(*arguments(case, "--set", "rounds=2000"))
     wait_for_round(process, out, 3)
     workers = children_of(process.pid)
@@ -166,7 +168,7 @@ def kept_rounds(folder: Path, *overrides: str) -> int:
 def test_a_worker_that_is_killed_ends_the_run_and_leaves_it_resumable(
     folder: Path, start: Start
 ) -> None:
-    process = start(*arguments("private-two-workers", "--set", "rounds=2000"))
+    process = start(*arguments("masked-two-workers", "--set", "rounds=2000"))
     wait_for_round(process, folder / "out", 3)
     workers = children_of(process.pid)
     os.kill(workers[0], signal.SIGKILL)  # as the kernel does when memory runs out
