@@ -153,7 +153,7 @@ def test_ctrl_c_ends_a_run_in_one_line_and_leaves_it_resumable(folder: Path, sta
         "fedward-sim: error: interrupted; what is done is kept\nhint: go on with --resume\n"
     )
     assert all_gone(workers)
-    assert kept_rounds(folder, "rounds=2000") >= 3
+    assert kept_rounds(folder, *CASES["masked-two-workers"][0], "rounds=2000") >= 3
 
 
 def kept_rounds(folder: Path, *overrides: str) -> int:
@@ -177,4 +177,4 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_it_resumable(
     assert "Traceback" not in said
     assert said.count("\n") == 2
     assert all_gone(workers)
-    assert kept_rounds(folder, "rounds=2000") >= 3
+    assert kept_rounds(folder, *CASES["masked-two-workers"][0], "rounds=2000") >= 3
