@@ -27,8 +27,16 @@ from simulations.seeds import seeded_key
 Figures = dict[str, Figure]
 
 
-def baselines(study: Study, pool: Pool, first: Vector32) -> dict[str, Figures]:
+def baselines(
+    study: Study, pool: Pool, first: Vector32, tell: Callable[[str, int], None] | None = None
+) -> dict[str, Figures]:
     """Return the metrics, on the pooled hold-out, of three models without federation.
+
+    Args:
+        study: whose network and rounds are used.
+        pool: the records of all sites.
+        first: (P,) the initial weights.
+        tell: told the name of each training and its rounds as they pass.
 
     Returns:
         pooled: the study's network and rounds on all training records as one site.
@@ -42,7 +50,7 @@ def baselines(study: Study, pool: Pool, first: Vector32) -> dict[str, Figures]:
     held = pool.held()
 
     def measured(records: Tensors, label: str) -> Figures:
-        state = _trained(plain, trainer, records, first, label)
+        state = _trained(plain, trainer, records, first, label, tell)
         return _measure(plain, held, trainer.predict(state, held.inputs))
 
     alone = [measured(pool.split(i).train, name) for i, name in enumerate(pool.sites)]
@@ -54,12 +62,19 @@ def baselines(study: Study, pool: Pool, first: Vector32) -> dict[str, Figures]:
 
 
 def _trained(
-    study: Study, trainer: Trainer, records: Tensors, first: Vector32, label: str
+    study: Study,
+    trainer: Trainer,
+    records: Tensors,
+    first: Vector32,
+    label: str,
+    tell: Callable[[str, int], None] | None,
 ) -> State:
     """Run the study's rounds as a federation of one."""
     state = first_state(study.aggregation, first)
     seed = study.simulation.seed
     for number in range(1, study.rounds + 1):
+        if tell is not None:
+            tell(label, number)
 
         def keys(purpose: str, step: int, number: int = number) -> bytes:
             return seeded_key(seed, "baseline", label, purpose, number, step)

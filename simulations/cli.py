@@ -1,13 +1,15 @@
 """fedward-sim: try a study on virtual sites before anyone commits to it. It parses and prints."""
 
 import json
+import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Annotated, NoReturn
+from types import FrameType
+from typing import Annotated, NoReturn, TypeVar
 
 import click
 import typer
@@ -22,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+T = TypeVar("T")
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 Study_ = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
@@ -130,7 +133,7 @@ def _run(
     from simulations.run import simulate
     from simulations.summary import print_summary
 
-    with live_progress(console, study) as watch:
+    with live_progress(console, study) as watch, _interruptible(watch) as watched:
         outcome = simulate(
             study,
             data,
@@ -138,7 +141,7 @@ def _run(
             workers=workers,
             resume=resume,
             with_baselines=baselines,
-            watch=watch,
+            watch=watched,
         )
     results = write_outcome(outcome, out)
     write_report(results, read_metrics(out), out / "report.html")
@@ -147,6 +150,32 @@ def _run(
     print_summary(results, console)
     where = f"Results in {out}, report in {out / 'report.html'}"
     console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(watch: Callable[[T], None]) -> Iterator[Callable[[T], None]]:
+    """Make sure that Ctrl-C ends the run, at the next round at the latest.
+
+    An exception raised in a callback of a library may be dropped there; the flag is not.
+    """
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def watched(step: T) -> None:
+        watch(step)
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield watched
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _examples() -> Path:

@@ -52,6 +52,8 @@ def live_progress(console: Console, study: Study) -> Iterator[Callable[["Step"],
             if step.epsilon is not None:
                 epsilon = f"epsilon {show_epsilon(step.epsilon)}"
             fold = f"fold {step.fold + 1} " if step.fold is not None else ""
+            if step.baseline:
+                fold = f"baseline {step.baseline} "
             bar.update(
                 task,
                 completed=step.round,

@@ -44,6 +44,7 @@ class Progress:
     metric: dict[str, Figure]
     epsilon: float | None
     fold: int | None = None
+    baseline: str = ""  # which training without federation, once the rounds are over
 
 
 Watch = Callable[[Progress], None]
@@ -92,7 +93,12 @@ def simulate(
     lone = None
     if with_baselines:
         network = build_network(study, seeded_integer(study.simulation.seed, "model"))
-        lone = baselines(study, parts[0].pool, vector_of(network))
+
+        def tell(label: str, number: int) -> None:
+            if watch is not None:
+                watch(Progress(number, study.rounds, {}, None, baseline=label))
+
+        lone = baselines(study, parts[0].pool, vector_of(network), tell)
     return Outcome(
         study=study,
         sites=measured.pool.sites,
