@@ -56,7 +56,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
 ) -> None:
     """Train one private model for five hospitals on real breast-cancer records."""
-    with _errors():
+    with _errors("start it again"):
         study = _examples() / "breast" / "study.toml"
         _run(study, None, [], out, baselines=True, replace=True)
 
@@ -189,7 +189,7 @@ def _examples() -> Path:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(after_interrupt: str = "go on with --resume") -> Iterator[None]:
     """Turn what went wrong into one line, a hint and an exit code; a bug stays a bug (1)."""
     try:
         check_packages()
@@ -197,7 +197,7 @@ def _errors() -> Iterator[None]:
     except FedwardError as error:
         _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; what is done is kept", "go on with --resume", INTERRUPTED)
+        _fail("interrupted; what is done is kept", after_interrupt, INTERRUPTED)
     except typer.Exit:
         raise
     except Exception as bug:

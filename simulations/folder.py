@@ -19,21 +19,21 @@ def claim(folder: Path, study: Study, *, resume: bool, replace: bool = False) ->
         folder: where results go.
         study: as it will run.
         resume: the folder must hold the same study.
-        replace: an earlier run there is removed (the demo, which is always the same).
+        replace: an earlier run of a study of this name is removed (the demo).
 
     Raises:
         DataError: the folder holds another run or other files, or cannot be written.
     """
     mark = folder / MARK
     try:
-        if replace and mark.is_file():
+        if replace and mark.is_file() and _name(mark) == study.name:
             shutil.rmtree(folder)
         # A folder with the mark alone is of a run whose records were refused: nothing is lost.
         if not folder.exists() or {path.name for path in folder.iterdir()} <= {MARK}:
             folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text(study.digest() + "\n")
+            mark.write_text(f"{study.digest()} {study.name}\n")
             return
-        found = mark.read_text().strip() if mark.is_file() else None
+        found = mark.read_text().split()[0] if mark.is_file() else None
         writable = folder / ".writable"
         writable.touch()
         writable.unlink()
@@ -57,3 +57,7 @@ def claim(folder: Path, study: Study, *, resume: bool, replace: bool = False) ->
             f"{folder}: expected the study that was started there, found a changed one",
             "give another --out folder",
         )
+
+
+def _name(mark: Path) -> str:
+    return mark.read_text().split()[-1]

@@ -30,6 +30,8 @@ from client.app import PAYLOAD, RECORD
 
 RUN_ID, SERVER_NODE = 1, 0
 OK, BUG = b"ok", b"bug"  # what may stand after an empty frame, besides an error's code
+GRACE_S = 5.0  # for an answer that is nearly there when the deadline passes
+HANG_S = 600
 WINDOW = 4  # messages a worker may hold: enough to keep it busy, few enough to keep memory flat
 
 
@@ -138,7 +140,11 @@ class LocalGrid(Grid):
                     worker.send(queues[index].pop(0))
             if not any(worker.pending for worker in self._workers):
                 return
-            for key, _ in self._readable.select():
+            left = None if end == float("inf") else max(0.0, end - time.monotonic()) + GRACE_S
+            ready = self._readable.select(left)
+            if not ready:
+                return  # those that did not answer in time are absent
+            for key, _ in ready:
                 yield key.data.receive()
 
 
@@ -192,6 +198,8 @@ class _Worker:
     def forget(self) -> None:
         """Drop the answers of an exchange that was left early: they would pass for later ones."""
         while self.pending:
+            if not self.connection.poll(HANG_S):
+                raise RuntimeError(f"a worker process of the simulation hangs for {HANG_S} s")
             self.receive()
 
     def receive(self) -> Message:

@@ -26,7 +26,8 @@ def test_a_new_folder_is_made_with_its_parents(
     toy_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     claim(tmp_path / "a" / "b", toy_study(), resume=False)
-    assert contents(tmp_path) == {f"a/b/{MARK}": toy_study().digest().encode() + b"\n"}
+    mark = f"{toy_study().digest()} toy\n".encode()
+    assert contents(tmp_path) == {f"a/b/{MARK}": mark}
 
 
 def test_an_empty_folder_is_taken(toy_study: Callable[..., Study], tmp_path: Path) -> None:
@@ -76,6 +77,15 @@ def test_the_same_study_resumes(used: Path, toy_study: Callable[..., Study]) -> 
 def test_the_demo_replaces_its_own_run(used: Path, toy_study: Callable[..., Study]) -> None:
     claim(used, toy_study(), resume=False, replace=True)
     assert set(contents(used)) == {MARK}
+
+
+def test_the_demo_does_not_replace_a_run_of_another_study(
+    used: Path, toy_study: Callable[..., Study]
+) -> None:
+    before = contents(used)
+    with pytest.raises(DataError, match="holds a run already"):
+        claim(used, toy_study(name="other"), resume=False, replace=True)
+    assert contents(used) == before
 
 
 def test_the_demo_does_not_replace_foreign_files(
