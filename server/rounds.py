@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from privacy.encoding import Encoding
 from privacy.errors import AbsentError, ProtocolError
 from server.checkpoint import Checkpoint, Row
 from shared_models.inputs import loss_kind
-from shared_models.lanes import evaluate_lanes, total_weight, training_loss
+from shared_models.lanes import training_loss
 from shared_models.metrics import metrics_from_cells
 from shared_models.sections import NoPrivacy
-from shared_models.strategies import Vector, next_state, state_bytes
+from shared_models.steps import after_sum, evaluation_due
+from shared_models.strategies import state_bytes
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
@@ -93,13 +93,12 @@ def run_rounds(
         number, before = now.state.round + 1, now
         asked = tuple(cohorts(number))
         opened, now = _open(study, now, "train", asked, exchange, summation, keep)
-        update = _mean_update(study, opened, len(asked))
-        state = next_state(
-            study.aggregation, study.rounds, now.state, update, len(opened.sites) / sites
+        state = after_sum(
+            study, now.state, opened.values, opened.lanes, opened.sites, len(asked), sites
         )
         row: Row = {"round": number, "sites": len(opened.sites), **_loss(opened)}
         now = replace(now, state=state, history=(*now.history, row))
-        if _evaluation_due(study, number) and evaluate_lanes(study):
+        if evaluation_due(study, number):
 
             def keep_spent(failed: Checkpoint, before: Checkpoint = before) -> None:
                 # Kept with the new model, a cut run would go on without this evaluation.
@@ -137,17 +136,6 @@ def _open(
                 raise
 
 
-def encoding_of(study: Study, sites: int) -> Encoding:
-    """Return how a site's vector becomes integers whose sum over ``sites`` never wraps."""
-    return Encoding(study.aggregation.ring_bits, sites, study.aggregation.value_bound)
-
-
-def _mean_update(study: Study, opened: Opened, asked: int) -> Vector:
-    total = encoding_of(study, asked).dequantise(opened.values)
-    weight = total_weight(study, opened.sites, opened.lanes)
-    return total / weight if weight > 0 else np.zeros_like(total)
-
-
 def _loss(opened: Opened) -> Row:
     loss = training_loss(opened.lanes)
     return {} if loss is None else {"train_loss": loss}
@@ -159,10 +147,6 @@ def _released(study: Study, opened: Opened) -> Row:
         loss_kind(data), data.classes, opened.lanes, bounds=target_range(data)
     )
     return {"released": {name: asdict(figure) for name, figure in figures.items()}}
-
-
-def _evaluation_due(study: Study, number: int) -> bool:
-    return number % study.evaluation.every == 0 or number == study.rounds
 
 
 def _stalled(study: Study, history: Sequence[Row]) -> bool:

@@ -20,10 +20,11 @@ from privacy.accounting import Event
 from privacy.encoding import Encoding
 from server.app import make_exchange
 from server.masked import MaskedSum
-from server.rounds import Exchange, Summation, encoding_of
+from server.rounds import Exchange, Summation
 from shared_models.lanes import evaluate_lanes, train_lanes
 from shared_models.plan import count_values
 from shared_models.sections import NoPrivacy
+from shared_models.steps import encoding_of
 from shared_models.strategies import State, state_bytes, state_hash
 from shared_models.study import Study
 from simulations.crowd import Crowd

@@ -15,9 +15,10 @@ from privacy.encoding import Encoding
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from privacy.stream import Stream
 from server.checkpoint import Checkpoint
-from server.rounds import Exchange, Opened, Order, encoding_of, run_rounds
+from server.rounds import Exchange, Opened, Order, run_rounds
 from shared_models.cells import count_cells
 from shared_models.lanes import count_training, evaluate_lanes
+from shared_models.steps import encoding_of
 from shared_models.strategies import first_state, read_state, state_bytes
 from shared_models.study import Study, parse_study
 

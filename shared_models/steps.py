@@ -1,0 +1,53 @@
+"""From an opened sum to the next state: what the server does after a round and each site checks.
+
+Both sides call it on the same integers and get the same bits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.encoding import Encoding
+from shared_models.lanes import evaluate_lanes, total_weight
+from shared_models.strategies import State, next_state
+from shared_models.study import Study
+
+Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+
+def encoding_of(study: Study, sites: int) -> Encoding:
+    """Return how a site's vector becomes integers whose sum over ``sites`` never wraps."""
+    return Encoding(study.aggregation.ring_bits, sites, study.aggregation.value_bound)
+
+
+def after_sum(
+    study: Study,
+    state: State,
+    values: Integers,
+    lanes: npt.NDArray[np.int64],
+    names: Sequence[str],
+    asked: int,
+    sites: int,
+) -> State:
+    """Return the state after a training round.
+
+    Args:
+        study: says how.
+        state: before the round.
+        values: (d,) the opened sum, in the integers of the encoding.
+        lanes: (L,) the opened lanes; none under privacy.
+        names: the sites whose updates were summed.
+        asked: how many sites the sum could have had; sizes the encoding.
+        sites: how many sites the study has.
+    """
+    total = encoding_of(study, asked).dequantise(values)
+    weight = total_weight(study, names, lanes)
+    update = total / weight if weight > 0 else np.zeros_like(total)
+    return next_state(study.aggregation, study.rounds, state, update, len(names) / sites)
+
+
+def evaluation_due(study: Study, number: int) -> bool:
+    """Say whether the study evaluates the model after round ``number``."""
+    due = number % study.evaluation.every == 0 or number == study.rounds
+    return due and len(evaluate_lanes(study)) > 0
