@@ -2,6 +2,13 @@
 
 It masks nothing: tau is masked in its field with the values (masking). Source: section 5 of the
 protocol; a universal hash of the Carter-Wegman kind, linear so that the sites' taus add up.
+
+Guarantee: another vector has the same tau with a probability of at most 2^-60 over rho, provided
+that some entry differs modulo p61 = 2^61 - 1. It is not 2^-61, because the 61 bits of p61 itself
+count as 0 and 0 is drawn twice as often. The proviso holds by itself for values, which have at
+most 32 bits; a lane has 64, and one that is moved by a multiple of p61 has the same tau. So lanes
+of a sum lie within +-SUM_LANE_BOUND, where no two numbers differ by p61, and each site's within
+the n-th part of it, so that honest sums always do.
 """
 
 import numpy as np
@@ -10,6 +17,7 @@ import numpy.typing as npt
 from privacy.stream import Stream
 
 PRIME = 2**61 - 1
+SUM_LANE_BOUND = PRIME // 2  # 2^60 - 1: +-2^60 would be too wide, as -2^60 + p61 = 2^60 - 1
 _BLOCK = 1 << 14  # values at once: the limbs of a block stay in a 2 MiB cache
 _LIMB = 16  # bits; a sum of 2^14 products of two limbs is below 2^46, exact in float64
 _LOW_61 = np.uint64(PRIME)
@@ -30,6 +38,16 @@ def tau(key: bytes, values: Integers, lanes: npt.NDArray[np.int64]) -> int:
     """
     stream = Stream(key)
     return (_weighted(stream, values) + _weighted(stream, lanes)) % PRIME
+
+
+def lane_bound(count_sites: int) -> int:
+    """Return the largest size of one site's lane: sums of ``count_sites`` then stay in range."""
+    return SUM_LANE_BOUND // count_sites
+
+
+def lanes_within(lanes: npt.NDArray[np.int64], bound: int) -> bool:
+    """Say whether every lane is in [-bound, bound]; (L,) signed 64-bit integers, also none."""
+    return not lanes.size or bool(-bound <= lanes.min() and lanes.max() <= bound)
 
 
 def coefficients(key: bytes, count: int) -> list[int]:

@@ -205,15 +205,19 @@ def mask(shared: Shared, values: Integers, lanes: npt.NDArray[np.int64]) -> tupl
     Args:
         shared: the phase before.
         values: (d,) signed integers of the encoding.
-        lanes: (L,) signed 64-bit integers.
+        lanes: (L,) signed 64-bit integers, each within +-`mac.lane_bound` of the plan's n.
 
     Returns:
         The phase, and Masked for the server.
 
     Raises:
         ValueError: a shape is not the plan's for this kind of round.
+        ProtocolError: a lane is too large for the MAC to tell it from another.
     """
     attempt = shared.attempt
+    # section 5: where no two lanes of a sum differ by p61
+    if not mac.lanes_within(lanes, bound := mac.lane_bound(attempt.site.plan.n)):
+        raise refusal(7, f"lanes within +-{bound}", "a larger one")
     shape = attempt.site.plan.shape(attempt.kind)
     tau = mac.tau(keys.mac_key(attempt.kappa, attempt.ctx), values, lanes)
     payload = masking.masked_payload(shape, values, lanes, tau, shared.plus, shared.minus)
@@ -300,6 +304,9 @@ def check(revealed: Revealed, data: bytes) -> Sums:
         raise refusal(12, "the signed sums", "others")
     payload = masking.read_payload(shape, result.tail)
     values, lanes = from_ring(payload.values), payload.lanes.view("<i8")
+    # section 5: a lane moved by p61 has the same tau, and only one of the two is in range
+    if not mac.lanes_within(lanes, mac.SUM_LANE_BOUND):
+        raise refusal(12, f"sums of lanes within +-{mac.SUM_LANE_BOUND}", "a larger one")
     # section 5: sum_k S_k rho_k = tau mod p61
     if mac.tau(keys.mac_key(attempt.kappa, attempt.ctx), values, lanes) != payload.tau:
         raise refusal(12, "a sum that its MAC confirms", "another")

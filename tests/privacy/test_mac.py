@@ -62,3 +62,39 @@ def test_a_changed_sum_has_another_tau(change: int, place: int) -> None:
     tau = mac.tau(KEY, values, lanes)
     values[place] += change
     assert mac.tau(KEY, values, lanes) != tau
+
+
+SUM = mac.SUM_LANE_BOUND
+
+
+@pytest.mark.parametrize("times", [-4, -1, 1, 4])
+@pytest.mark.parametrize("lane", [-SUM, -1, 0, 1, SUM])
+def test_a_lane_moved_by_a_multiple_of_p61_has_the_same_tau_and_is_out_of_range(
+    lane: int, times: int
+) -> None:
+    moved = lane + times * mac.PRIME
+    if not -(2**63) <= moved < 2**63:
+        moved = lane - times * mac.PRIME
+    here, there = np.array([lane], np.int64), np.array([moved], np.int64)
+    none = np.zeros(0, np.int32)
+    assert mac.tau(KEY, none, here) == mac.tau(KEY, none, there)
+    assert mac.lanes_within(here, SUM)
+    assert not mac.lanes_within(there, SUM)
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 100])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_sums_of_lanes_at_the_bound_of_a_site_stay_in_range(n: int, sign: int) -> None:
+    lanes = np.full((n, 2), sign * mac.lane_bound(n), np.int64)
+    assert all(mac.lanes_within(one, mac.lane_bound(n)) for one in lanes)
+    assert mac.lanes_within(lanes.sum(axis=0), SUM)
+    assert mac.lane_bound(n) >= 2**53  # counts and fixed-point sums of one site have room
+
+
+@pytest.mark.parametrize("beyond", [-(2**63), -11, 11, 2**63 - 1])
+def test_one_lane_beyond_the_bound_is_seen(beyond: int) -> None:
+    assert not mac.lanes_within(np.array([0, beyond, 0], np.int64), 10)
+
+
+def test_no_lanes_are_within_any_bound() -> None:
+    assert mac.lanes_within(np.zeros(0, np.int64), 0)
