@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.mac import lane_bound, lanes_within
+from privacy.roster import SITES_MAX
 from shared_models.cells import cell_names
 from shared_models.lanes import (
     LOSS_SCALE,
@@ -158,3 +160,10 @@ def test_a_private_round_has_no_loss() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_travels_as_an_integer(loss: float) -> None:
     assert count_training(1.0, 5, loss).tolist() == [65536, 5, 0]
+
+
+@pytest.mark.parametrize("loss", [1e11, 1e38, -1e38, 1.7e308])
+def test_a_loss_that_diverged_stays_in_its_lane(loss: float) -> None:
+    lanes = count_training(1.0, 5, loss)
+    assert lanes_within(lanes, lane_bound(SITES_MAX))
+    assert np.sign(lanes[2]) == np.sign(loss)
