@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from privacy.mac import lane_bound
-from privacy.roster import SITES_MAX
 from shared_models.cells import cell_names
 from shared_models.inputs import loss_kind
 from shared_models.sections import NoPrivacy
@@ -20,9 +18,7 @@ Lanes = npt.NDArray[np.int64]
 TRAIN_LANES = ("weight", "records", "loss")
 LOSS_SCALE = 1 << 20  # losses travel as integers of this many to one
 WEIGHT_SCALE = 1 << 16  # weights travel in these steps; a site counts as at most so many records
-LOSS_LANE_MAX = 1 << (
-    lane_bound(SITES_MAX).bit_length() - 1
-)  # a loss that diverged is told as 2^33, not as an overflow
+LOSS_MAX = float(1 << 33)  # of a site, summed; 2^53 in steps: each of 100 sites may mask that
 
 
 def train_lanes(study: Study) -> tuple[str, ...]:
@@ -52,8 +48,9 @@ def site_weight(study: Study, site: str, records: int) -> float:
 
 def count_training(weight: float, records: int, loss: float) -> Lanes:
     """Return the lanes of a training round in mode none."""
-    top = LOSS_LANE_MAX / LOSS_SCALE
-    fixed_loss = round(max(-top, min(loss, top)) * LOSS_SCALE) if np.isfinite(loss) else 0
+    # A loss that diverged is told as the largest; nothing downstream would learn more from it.
+    told = max(-LOSS_MAX, min(loss, LOSS_MAX)) if np.isfinite(loss) else 0.0
+    fixed_loss = round(told * LOSS_SCALE)
     return np.array([round(weight * WEIGHT_SCALE), records, fixed_loss], dtype=np.int64)
 
 
