@@ -7,12 +7,16 @@ Nothing in here is ever taken from the server (section 1 of the protocol).
 from dataclasses import dataclass
 from enum import IntEnum
 
+from privacy import keys
 from privacy.encoding import RingBits
-from privacy.errors import StudyError
+from privacy.errors import ProtocolError, StudyError
 from privacy.masking import Shape
 
 SITES_MIN, SITES_MAX = 3, 100  # two sites would each see the other; bitmaps and costs end at 100
 KEY_BYTES = 32
+
+_P = 2**255 - 19  # the field and the curve of Ed25519: RFC 8032, section 5.1
+_D = -121665 * pow(121666, -1, _P) % _P
 
 
 class Kind(IntEnum):
@@ -44,7 +48,11 @@ class Plan:
         train_lanes: 64-bit lanes of a training round (0 under privacy).
         evaluate_lanes: lanes of an evaluation round, which has no values.
         min_sites: fewest sites whose sum may be opened, at least 3.
-        answers_min: t_n, fewest answers that may be opened (noise); 0 stands for t.
+        answers_min: t_n, fewest answers that may be opened (noise), t to n; 0 stands for t.
+        colluders: n_c, sites that the noise allows for; None stands for floor((n-1)/3), the most.
+
+    Raises:
+        StudyError: a number is outside its range: nothing can be agreed on.
     """
 
     digest: bytes
@@ -55,6 +63,7 @@ class Plan:
     evaluate_lanes: int = 0
     min_sites: int = SITES_MIN
     answers_min: int = 0
+    colluders: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.digest) != KEY_BYTES:
@@ -64,7 +73,8 @@ class Plan:
         for name, least, got, most in (
             ("sites", SITES_MIN, self.n, SITES_MAX),
             ("min_sites", SITES_MIN, self.min_sites, self.n),
-            ("noise_answers", self.t, self.answers_min or self.t, self.n),
+            ("noise_answers", self.t, self.t_n, self.n),
+            ("colluders", 0, self.n_c, colluders_max(self.n)),
         ):
             if not least <= got <= most:
                 raise StudyError(f"expected {name} in {least}..{most}, got {got}; nothing was sent")
@@ -77,9 +87,19 @@ class Plan:
         return threshold(self.n)
 
     @property
+    def t_n(self) -> int:
+        """Fewest answers that carry all of the noise."""
+        return self.answers_min or self.t
+
+    @property
+    def n_c(self) -> int:
+        """Sites that may leave their share of the noise out."""
+        return colluders_max(self.n) if self.colluders is None else self.colluders
+
+    @property
     def quorum(self) -> int:
         """Fewest vectors in a sum that is opened: max(t, min_sites, t_n)."""
-        return max(self.t, self.min_sites, self.answers_min)
+        return max(self.t, self.min_sites, self.t_n)
 
     def shape(self, kind: Kind) -> Shape:
         """Return what one vector of a round of this kind holds."""
@@ -112,3 +132,26 @@ class Roster:
     def name(self, index: int) -> str:
         """Return how messages to people call a site."""
         return self.sites[index].name if index < len(self.sites) else f"number {index}"
+
+
+def is_signing_key(public: bytes) -> bool:
+    """Say whether ``public`` is an Ed25519 key that pins somebody.
+
+    It is 32 bytes, the one encoding of a point of the curve, and not of low order: under such a key
+    anybody can sign. Source: RFC 8032, section 5.1.3.
+    """
+    y = int.from_bytes(public, "little") & (2**255 - 1)  # the top bit is the sign of x
+    if len(public) != KEY_BYTES or y >= _P:
+        return False
+    # x^2 = (y^2 - 1) / (d y^2 + 1) must be a square, and the product is one when the quotient is
+    # (Euler's criterion). x = 0 belongs to the points of order 1 and 2 alone.
+    if pow((y * y - 1) * (_D * y * y + 1), (_P - 1) // 2, _P) != 1:
+        return False
+    # The same point on Curve25519 (RFC 7748, section 4.1): X25519 refuses low order whatever the
+    # secret is, which is why a constant one does.
+    u = (1 + y) * pow(1 - y, -1, _P) % _P
+    try:
+        keys.agree(keys.agreement_key(bytes(KEY_BYTES)), u.to_bytes(KEY_BYTES, "little"))
+    except ProtocolError:
+        return False
+    return True

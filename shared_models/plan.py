@@ -1,19 +1,24 @@
 """The plan of a study: everything that the aggregation needs and that no server may choose later.
 
-Its digest is what a data steward approves. Source: section 1 of the protocol.
+Its digest is what a data steward approves. It reads no roster file and asks nobody. Source:
+section 1 of the protocol.
 """
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from privacy.roster import Plan, Roster, colluders_max, threshold
+from privacy.errors import StudyError
+from privacy.roster import KEY_BYTES, Plan, Roster
 from shared_models.lanes import evaluate_lanes, train_lanes
 from shared_models.sections import DistributedPrivacy
+from shared_models.steps import encoding_of
 from shared_models.study import Study
 
 PACKAGES = ("privacy", "shared_models", "client", "server", "simulations")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_plan(study: Study, roster: Roster, parameters: int, first_model: bytes) -> Plan:
@@ -26,39 +31,60 @@ def make_plan(study: Study, roster: Roster, parameters: int, first_model: bytes)
         first_model: SHA-256 of the first state.
 
     Raises:
-        StudyError: the number of sites does not allow the study's thresholds.
+        StudyError: the number of sites does not allow the study's thresholds, or its values do not
+            fit into the ring.
     """
-    n = study.aggregation.cohort or len(roster.sites)
-    privacy = study.privacy
-    distributed = isinstance(privacy, DistributedPrivacy)
-    answers = (privacy.noise_answers or 0) if isinstance(privacy, DistributedPrivacy) else 0
-    colluders = privacy.colluders if isinstance(privacy, DistributedPrivacy) else None
-    values = count_values(study, parameters)
+    text = plan_document(study, roster, parameters, first_model)
+    digest = hashlib.sha256(text.encode()).digest()
+    return replace(_numbers(study, roster, parameters), digest=digest)
+
+
+def plan_document(study: Study, roster: Roster, parameters: int, first_model: bytes) -> str:
+    """Return the plan's canonical JSON, whose SHA-256 is the digest that is approved.
+
+    Args and errors are those of `make_plan`. Two parties that hold the same study, keys, code and
+    first state write the same text, whatever revocations they know of.
+    """
+    if len(first_model) != KEY_BYTES:
+        raise ValueError(f"expected a hash of {KEY_BYTES} bytes, got {len(first_model)}")
+    numbers = _numbers(study, roster, parameters)
     document = {
         "study": study.digest(),
         "roster": roster_digest(roster),
-        "n": n,
-        "t": threshold(n),
-        "t_n": answers or threshold(n),
-        "n_c": colluders_max(n) if colluders is None else colluders,
-        "d": values,
-        "ring_bits": study.aggregation.ring_bits,
-        "scale": None if distributed else study.aggregation.value_bound,
+        "n": numbers.n,
+        "t": numbers.t,
+        "t_n": numbers.t_n,
+        "n_c": numbers.n_c,
+        "min_sites": numbers.min_sites,
+        "d": numbers.values,
+        "ring_bits": numbers.ring_bits,
+        "scale": scale(study, numbers.n),
         "lanes": {"train": train_lanes(study), "evaluate": evaluate_lanes(study)},
         "first_model": first_model.hex(),
         "code": code_digest(),
     }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return Plan(
-        digest=hashlib.sha256(text.encode()).digest(),
-        n=n,
-        values=values,
-        ring_bits=study.aggregation.ring_bits,
-        train_lanes=len(train_lanes(study)),
-        evaluate_lanes=len(evaluate_lanes(study)),
-        min_sites=study.aggregation.min_sites,
-        answers_min=answers,
-    )
+    return _canonical(document)
+
+
+def scale(study: Study, sites: int) -> float | None:
+    """Return the steps of the ring per model unit; None in mode distributed, which has no scale.
+
+    Args:
+        study: whose values are encoded.
+        sites: n, so many vectors are summed at most.
+
+    Raises:
+        StudyError: the values do not fit into the ring.
+    """
+    if isinstance(study.privacy, DistributedPrivacy):
+        return None
+    steps = encoding_of(study, sites).scale
+    if not steps < float("inf"):
+        raise StudyError(
+            f"expected a value_bound with a finite scale, got {study.aggregation.value_bound}; "
+            "nothing was sent"
+        )
+    return steps
 
 
 def count_values(study: Study, parameters: int) -> int:
@@ -67,22 +93,56 @@ def count_values(study: Study, parameters: int) -> int:
 
 
 def roster_digest(roster: Roster) -> str:
-    """Return the SHA-256 of the roster's canonical JSON, in hexadecimal."""
+    """Return the SHA-256, in hexadecimal, of who takes part: index, name and key, and the server's.
+
+    It does not cover who was revoked: the plan keeps its n and t, a revoked site can only be left
+    out, and so a revocation needs no second approval (section 1).
+    """
     document = {
-        "sites": [[member.name, member.public.hex(), member.revoked] for member in roster.sites],
+        "sites": [
+            [index, member.name, member.public.hex()] for index, member in enumerate(roster.sites)
+        ],
         "server": roster.server.hex(),
     }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(document).encode()).hexdigest()
 
 
 @cache
-def code_digest() -> str:
-    """Return the SHA-256 over the sorted (path, SHA-256) of the five packages' .py files."""
-    root = Path(__file__).resolve().parent.parent
+def code_digest(root: Path = ROOT) -> str:
+    """Return the SHA-256, in hexadecimal, over (path, SHA-256) of the five packages' .py files.
+
+    One line ``PATH NUL HEX LF`` a file, sorted by path over all packages; a path is relative to
+    ``root``, with slashes. It is computed once a process: code does not change under a running one.
+    """
+    files = {
+        path.relative_to(root).as_posix(): path
+        for package in PACKAGES
+        for path in (root / package).rglob("*.py")
+    }
     total = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            name = path.relative_to(root).as_posix()
-            total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for name in sorted(files):
+        total.update(f"{name}\0{hashlib.sha256(files[name].read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _numbers(study: Study, roster: Roster, parameters: int) -> Plan:
+    """Return the plan without its digest; what is outside its range is refused here."""
+    privacy = study.privacy
+    distributed = privacy if isinstance(privacy, DistributedPrivacy) else None
+    return Plan(
+        digest=bytes(KEY_BYTES),
+        n=study.aggregation.cohort or len(roster.sites),
+        values=count_values(study, parameters),
+        ring_bits=study.aggregation.ring_bits,
+        train_lanes=len(train_lanes(study)),
+        evaluate_lanes=len(evaluate_lanes(study)),
+        min_sites=study.aggregation.min_sites,
+        answers_min=(distributed.noise_answers or 0) if distributed else 0,
+        colluders=distributed.colluders if distributed else None,
+    )
+
+
+def _canonical(document: object) -> str:
+    return json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
