@@ -1,23 +1,56 @@
 """A site's part in masked rounds: it walks the phases of the protocol and trains when it may.
 
-The checks are the protocol's (privacy.secagg_*), the work is the site's; here is their order. What
-must outlive a restart is not on disk yet: a restarted site joins the next run.
+The checks are the protocol's (privacy.secagg_*), the work is the site's; here is their order, and
+that what must outlive a crash is in the store before it is sent.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from client.lineage import Known, Lineage
 from client.site import Contribution, Site
 from privacy import secagg_setup, secagg_site
 from privacy.errors import ProtocolError
 from privacy.roster import Kind
-from privacy.secagg_messages import RoundStart
-from privacy.wire import Counter, read
-from shared_models.messages import read_call, read_order
-from shared_models.strategies import State, read_state, state_hash
+from privacy.secagg_messages import NO_RESULT, RoundStart
+from privacy.secagg_replay import replay
+from privacy.wire import Counter, read, read_header
+from shared_models.messages import Opening, read_call
 
 # The numbers of a run's members in the whole roster (none: everyone) -> the site's place in it.
 Member = Callable[[tuple[int, ...]], secagg_setup.Site]
+START = Counter(0, 0)
+
+
+class Store(Protocol):
+    """What a participant remembers; `privacy.secagg_store.SiteStore` keeps it on disk."""
+
+    def begin_run(self, run: bytes) -> None: ...  # noqa: D102 - as SiteStore says
+    def counters(self) -> Mapping[int, Counter]: ...  # noqa: D102
+    def raise_counters(self, seen: Mapping[int, Counter]) -> None: ...  # noqa: D102
+    def advance(self, own: int, counter: Counter) -> None: ...  # noqa: D102
+    def acknowledge(  # noqa: D102
+        self, run: bytes, counter: Counter, cohort: bytes, survivors: tuple[int, ...]
+    ) -> None: ...
+    def answer(self, run: bytes, counter: Counter, ack_set: bytes) -> bytes | None: ...  # noqa: D102
+    def keep_answer(  # noqa: D102
+        self, run: bytes, counter: Counter, ack_set: bytes, answer: bytes
+    ) -> None: ...
+    def work(  # noqa: D102
+        self, kind: Kind, model: bytes
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None: ...
+    def keep_work(  # noqa: D102
+        self,
+        kind: Kind,
+        model: bytes,
+        values: npt.NDArray[np.int32],
+        lanes: npt.NDArray[np.int64],
+    ) -> None: ...
+
 
 _Phase = (
     secagg_setup.Greeted
@@ -29,45 +62,35 @@ _Phase = (
 )
 
 
-class Orders:
-    """Reads orders with their state; remembers the last, which many sites of a process share."""
-
-    def __init__(self, parameters: int) -> None:
-        """``parameters``: of the study's network."""
-        self._parameters = parameters
-        self._last: tuple[bytes, tuple[bytes, bytes, State]] | None = None
-
-    def read(self, message: bytes) -> tuple[bytes, bytes, State]:
-        """Return the RoundStart, the hash of the state, and the state.
-
-        Raises:
-            ProtocolError: the bytes are not an order with a state of this network.
-        """
-        if self._last is None or self._last[0] is not message:
-            order, blob = read_order(message)
-            self._last = (message, (order, state_hash(blob), read_state(blob, self._parameters)))
-        return self._last[1]
-
-
 class Participant:
     """One site's place in a run; a message out of order is refused and changes nothing."""
 
-    def __init__(self, site: Site, member: Member, orders: Orders, once: bool) -> None:
+    def __init__(
+        self, site: Site, member: Member, lineage: Lineage, store: Store, once: bool = False
+    ) -> None:
         """Wait for a run.
 
         Args:
             site: does the work.
             member: the site's keys, plan and place.
-            orders: reads orders; one for all sites of a process.
-            once: a run ends with its first sum; simulated cohorts only.
+            lineage: steps from state to state; one for all sites of a process.
+            store: remembers what must outlive a crash.
+            once: a run ends with its first sum and its members may never have met: simulated
+                cohorts only. States are then taken from the server.
         """
-        self._site, self._member, self._orders, self._once = site, member, orders, once
+        self._site, self._member, self._lineage = site, member, lineage
+        self._store, self._once = store, once
         self._phase: _Phase = None
         self._grouped: secagg_setup.Grouped | None = None
-        self._last = Counter(0, 0)
-        self._runs: set[bytes] = set()
-        self._state: tuple[bytes, State] | None = None
-        self._stored: tuple[tuple[Kind, bytes], Contribution] | None = None
+        # Kept until its Result is checked, which may come with the next run's first order.
+        self._revealed: secagg_site.Revealed | None = None
+        self._known: Known | None = None
+        self._result = NO_RESULT
+
+    @property
+    def known(self) -> Known | None:
+        """The state as the site knows it: after the last sum that it checked."""
+        return self._known
 
     def answer(self, kind: str, message: bytes) -> bytes:
         """Return the answer to one message of the server.
@@ -84,22 +107,26 @@ class Participant:
             "cohort": self._contribute,
             "survivors": self._acknowledge,
             "unmask": self._reveal,
+            "result": self._finish,
         }
         return steps[kind](message)
 
     def _hello(self, message: bytes) -> bytes:
         run, members = read_call(message)
-        if run in self._runs:  # section 1: a repeated id is refused
-            raise ProtocolError("expected a new run, got a repeated id; nothing was sent")
-        self._runs.add(run)
-        self._grouped = self._state = None
-        self._phase, answer = secagg_setup.hello(self._member(members), run, self._last)
+        member = self._member(members)
+        self._store.begin_run(run)
+        self._grouped = None
+        last = self._store.counters().get(member.index, START)
+        self._phase, answer = secagg_setup.hello(member, run, last)
         return answer
 
     def _join(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_setup.Greeted):
             raise _out_of_order("roster")
-        self._phase, answer = secagg_setup.join(self._phase, message)
+        highest = {} if self._once else self._store.counters()
+        self._phase, answer = secagg_setup.join(self._phase, message, highest)
+        if not self._once:
+            self._store.raise_counters(self._phase.highest)
         return answer
 
     def _group(self, message: bytes) -> bytes:
@@ -109,50 +136,121 @@ class Participant:
         return b""
 
     def _start(self, message: bytes) -> bytes:
-        if self._grouped is None:
+        grouped = self._grouped
+        if grouped is None:
             raise _out_of_order("start")
-        order, digest, state = self._orders.read(message)
-        kind = read(RoundStart, order).message.kind
-        # The state came with the order: that everyone was told the same is what its hash in the
-        # masks proves. That it is the strategy's own step is not checked here yet.
-        expected = secagg_site.Expected(kind, digest)
-        phase, answer = secagg_site.start(self._grouped, order, expected, self._last)
-        self._last = phase.attempt.counter
-        self._phase, self._state = phase, (digest, state)
+        order, trail, blob = self._lineage.directions(message)
+        for opening in trail:
+            self._follow(opening, grouped)
+        begin = read(RoundStart, order).message
+        known = self._adopt(begin, blob)
+        kind = self._lineage.kind(known, begin.header.counter.round)
+        expected = secagg_site.Expected(kind, known.digest, self._result)
+        last = self._store.counters().get(grouped.site.index, START)
+        computed = known.computed or self._once
+        phase, answer = secagg_site.start(grouped, order, expected, last, computed)
+        self._store.advance(grouped.site.index, phase.attempt.counter)
+        self._phase, self._known, self._revealed = phase, known, None
         return answer
 
+    def _follow(self, opening: Opening, grouped: secagg_setup.Grouped) -> None:
+        """Check one opened sum and take its step, when it follows the own state (section 6)."""
+        known, revealed = self._known, self._revealed
+        begin = read(RoundStart, opening.start).message
+        if known is None or begin.model != known.digest or begin.result != self._result:
+            return  # an older one, or of a state that this site does not have
+        kind = self._lineage.kind(known, begin.header.counter.round)
+        if revealed is not None and (revealed.attempt.run, revealed.attempt.counter) == (
+            begin.header.run,
+            begin.header.counter,
+        ):
+            sums = secagg_site.check(revealed, opening.result)
+        elif begin.header.run == grouped.run:
+            expected = secagg_site.Expected(kind, known.digest, self._result)
+            sums = replay(grouped, *opening, expected)
+        else:
+            return  # missed in an earlier run, whose key is gone
+        names = tuple(member.name for member in grouped.site.roster.sites)
+        self._known = self._lineage.after(known, kind, sums, names)
+        self._result, self._revealed = sums.result_hash, None
+
+    def _adopt(self, begin: RoundStart, blob: bytes) -> Known:
+        """Return the own state, or the server's for a site that has no way to this one."""
+        if self._known is not None and self._known.digest == begin.model:
+            return self._known
+        if self._known is not None and self._known.computed and not self._missed(begin):
+            raise ProtocolError(
+                "message 4: expected the hash of the own model and state, got another; "
+                "nothing was sent"
+            )
+        if not blob:
+            raise ProtocolError("message 4: expected a state to start from, got none")
+        told = self._lineage.told(blob)
+        # Nobody but those who computed it can vouch for it: `secagg_site.admit` counts them.
+        self._result = begin.result
+        return told
+
+    def _missed(self, begin: RoundStart) -> bool:
+        """Say whether rounds passed without this site, so that its own state may be behind."""
+        known = self._known
+        return known is None or begin.header.counter.round > known.state.round + 1 or self._once
+
     def _contribute(self, message: bytes) -> bytes:
-        if not isinstance(self._phase, secagg_site.Advertised) or self._state is None:
+        if not isinstance(self._phase, secagg_site.Advertised) or self._known is None:
             raise _out_of_order("cohort")
         shared = secagg_site.admit(self._phase, message)
-        digest, state = self._state
-        kind, counter = shared.attempt.kind, shared.attempt.counter
-        if self._stored is None or self._stored[0] != (kind, digest):
-            work = self._site.contribute(_WORDS[kind], state, counter.round, counter.attempt)
-            self._stored = ((kind, digest), work)
+        attempt, known = shared.attempt, self._known
+        if not self._once:
+            self._store.raise_counters(dict.fromkeys(shared.cohort, attempt.counter))
         # Section 6: until this site has sent Unmask, a new attempt masks the same integers again.
-        given = self._stored[1]
-        self._phase, answer = secagg_site.mask(shared, given.values, given.lanes)
+        stored = self._store.work(attempt.kind, known.digest)
+        if stored is None:
+            number, again = attempt.counter
+            work = self._site.contribute(_WORDS[attempt.kind], known.state, number, again)
+            self._store.keep_work(attempt.kind, known.digest, work.values, work.lanes)
+        else:
+            work = Contribution(*stored)
+        self._phase, answer = secagg_site.mask(shared, work.values, work.lanes)
         return answer
 
     def _acknowledge(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_site.Masked):
             raise _out_of_order("survivors")
-        self._phase, answer = secagg_site.acknowledge(self._phase, message)
+        phase, answer = secagg_site.acknowledge(self._phase, message)
+        attempt = phase.attempt
+        self._store.acknowledge(attempt.run, attempt.counter, phase.cohort_hash, phase.survivors)
+        self._phase = phase
         return answer
 
     def _reveal(self, message: bytes) -> bytes:
+        header = read_header(message)
+        asked = hashlib.sha256(message).digest()
+        given = self._store.answer(header.run, header.counter, asked)
+        if given is not None:
+            return given  # section 2, message 11: the same bytes to the same AckSet
         if not isinstance(self._phase, secagg_site.Acknowledged):
             raise _out_of_order("unmask")
-        _, answer = secagg_site.reveal(self._phase, message)
-        self._phase = self._stored = self._state = None
+        revealed, answer = secagg_site.reveal(self._phase, message)
+        self._store.keep_answer(revealed.attempt.run, revealed.attempt.counter, asked, answer)
+        self._phase, self._revealed = None, revealed
         if self._once:
-            self._grouped = None
+            self._grouped = self._revealed = None
         return answer
 
+    def _finish(self, message: bytes) -> bytes:
+        """Check the study's last sum; no round follows that would carry it."""
+        if self._grouped is None:
+            raise _out_of_order("result")
+        for opening in self._lineage.directions(message).trail:
+            self._follow(opening, self._grouped)
+        return b""
 
-KINDS = ("hello", "roster", "group", "start", "cohort", "survivors", "unmask")
-_WORDS: dict[Kind, Literal["train", "evaluate"]] = {Kind.TRAIN: "train", Kind.EVALUATE: "evaluate"}
+
+KINDS = ("hello", "roster", "group", "start", "cohort", "survivors", "unmask", "result")
+_WORDS: dict[Kind, Literal["train", "evaluate"]] = {
+    Kind.TRAIN: "train",
+    Kind.EVALUATE: "evaluate",
+}
 
 
 def _out_of_order(kind: str) -> ProtocolError:

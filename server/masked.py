@@ -6,16 +6,18 @@ arrives, masked as it is; what is opened is the sum over the survivors.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from privacy import secagg_server
 from privacy.errors import AbsentError, ProtocolError
 from privacy.roster import Kind
+from privacy.secagg_messages import NO_RESULT, Result, result_hash
 from privacy.secagg_server import Coordinator, Run, RunningSum
-from privacy.wire import Counter
+from privacy.wire import Counter, read
 from server.rounds import Exchange, Opened, Order
-from shared_models.messages import RUN_BYTES, call_to_run, order_with_state
+from shared_models.messages import RUN_BYTES, TRAIL_MAX, Opening, call_to_run, directions
 from shared_models.strategies import state_hash
 
 _KINDS = {"train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
@@ -42,6 +44,10 @@ class MaskedSum:
         self._coordinator, self._places, self._deadline_s = coordinator, places, deadline_s
         self._once = once
         self._run: tuple[tuple[str, ...], Run] | None = None
+        self._trail: list[Opening] = []  # the sums of this run, and the last one before it
+        self._result = NO_RESULT
+        self._seen: dict[str, int] = {}  # how many of the trail each site has been sent
+        self._last: tuple[bytes, bytes, secagg_server.Opened] | None = None
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
         """Ask the order's sites and return the sum of those that stayed to the end.
@@ -50,14 +56,16 @@ class MaskedSum:
             ProtocolError: too few sites, or one that broke the protocol; nothing was opened.
             AbsentError: no site answered at all.
         """
-        run = self._set_up(exchange, order.sites)
-        self._run = None  # only an attempt that all members finish leaves the run usable
+        digest = state_hash(order.state)
+        self._extend_trail(digest)
+        run, new = self._set_up(exchange, order.sites)
         counter = Counter(order.round, order.attempt)
-        kind = _KINDS[order.kind]
-        started, start = secagg_server.start_round(run, counter, kind, state_hash(order.state))
+        started, start = secagg_server.start_round(
+            run, counter, _KINDS[order.kind], digest, self._result
+        )
         talk = _Talk(exchange, order.sites, self._deadline_s)
-        message = order_with_state(start, order.state)
-        formed = secagg_server.form_cohort(started, talk.all("start", run.members, message))
+        self._run = None  # a failed attempt ends the run
+        formed = self._form(talk, started, start, order.state if new else b"")
         running = RunningSum(formed)
         for site, reply in talk.each("cohort", formed.cohort, formed.message):
             running.add(site, reply)
@@ -65,7 +73,9 @@ class MaskedSum:
         acks = talk.all("survivors", closed.survivors, survivors)
         agreed, ack_set = secagg_server.agree_survivors(closed, acks)
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
-        if not self._once and len(opened.survivors) == len(order.sites) and not opened.refused:
+        self._last = (start, ack_set, opened)
+        # A member that was silent has no keys any more, or is gone: the next sum is a new run.
+        if not self._once and len(formed.cohort) == len(order.sites):
             self._run = (order.sites, run)
         return Opened(
             opened.values.astype(np.int64),
@@ -73,10 +83,67 @@ class MaskedSum:
             tuple(order.sites[index] for index in opened.survivors),
         )
 
-    def _set_up(self, exchange: Exchange, sites: tuple[str, ...]) -> Run:
-        """Return the run that is still good, or set up a new one (messages 1 to 3)."""
+    def finish(self, exchange: Exchange, state: bytes) -> None:
+        """Tell the sites the last sum; one that does not answer has lost nothing but the proof."""
+        self._extend_trail(state_hash(state))
+        if self._run is None or self._once:
+            return
+        sites, run = self._run
+        talk = _Talk(exchange, sites, self._deadline_s)
+        messages = self._directions(sites, b"", b"")
+        with suppress(AbsentError):
+            for _ in talk.each("result", run.members, messages):
+                pass
+
+    def _extend_trail(self, digest: bytes) -> None:
+        """Add the last sum to the trail, now that the state it led to is known."""
+        if self._last is None or self._once:
+            return
+        start, ack_set, opened = self._last
+        result = secagg_server.write_result(opened, digest)
+        self._result = result_hash(read(Result, result))
+        self._trail = [*self._trail, Opening(start, ack_set, result)]
+        if len(self._trail) > TRAIL_MAX:
+            self._trail.pop(0)
+            self._seen = {site: max(0, count - 1) for site, count in self._seen.items()}
+        self._last = None
+
+    def _form(
+        self, talk: "_Talk", started: secagg_server.Started, start: bytes, state: bytes
+    ) -> secagg_server.Formed:
+        """Send each site its order with what it has not seen; collect the cohort (4 and 5)."""
+        message = self._directions(talk.sites, start, state)
+        answered: list[int] = []
+
+        def replies() -> Iterator[tuple[int, bytes]]:
+            for index, reply in talk.each("start", started.members, message):
+                answered.append(index)
+                yield index, reply
+
+        formed = secagg_server.form_cohort(started, replies())
+        self._seen.update(dict.fromkeys((talk.sites[i] for i in answered), len(self._trail)))
+        return formed
+
+    def _directions(
+        self, sites: tuple[str, ...], start: bytes, state: bytes
+    ) -> Callable[[int], bytes]:
+        """Return the message for each place; sites that are as far share one object."""
+        made: dict[int, bytes] = {}
+
+        def message(index: int) -> bytes:
+            seen = self._seen.get(sites[index], 0)
+            if seen not in made:
+                made[seen] = directions(start, self._trail[seen:], state)
+            return made[seen]
+
+        return message
+
+    def _set_up(self, exchange: Exchange, sites: tuple[str, ...]) -> tuple[Run, bool]:
+        """Return the run that is still good, or a new one (messages 1 to 3); and whether new."""
         if self._run is not None and self._run[0] == sites:
-            return self._run[1]
+            return self._run[1], False
+        # Of the runs before, only the last sum can still be checked: by those who revealed it.
+        self._trail, self._seen = self._trail[-1:], {}
         server = self._coordinator(sites)
         talk = _Talk(exchange, sites, self._deadline_s)
         run = os.urandom(RUN_BYTES)
@@ -92,14 +159,14 @@ class MaskedSum:
                 f"message 3: expected all members to go on, {', '.join(missing)} did not; "
                 "nothing was opened"
             )
-        return ready
+        return ready, True
 
 
 class _Talk:
     """Exchanges with sites by their place in the run instead of their names."""
 
     def __init__(self, exchange: Exchange, sites: tuple[str, ...], deadline_s: float) -> None:
-        self._exchange, self._sites, self._deadline_s = exchange, sites, deadline_s
+        self._exchange, self.sites, self._deadline_s = exchange, sites, deadline_s
 
     def all(self, kind: str, members: Sequence[int], message: bytes) -> Iterator[tuple[int, bytes]]:
         """Send the same message to all members."""
@@ -109,7 +176,7 @@ class _Talk:
         self, kind: str, members: Sequence[int], message: Callable[[int], bytes]
     ) -> Iterator[tuple[int, bytes]]:
         """Send each member its message, made when it is sent; yield answers as they arrive."""
-        outgoing = _Outgoing({self._sites[member]: member for member in members}, message)
+        outgoing = _Outgoing({self.sites[member]: member for member in members}, message)
         silent = True
         for site, reply in self._exchange(kind, outgoing, self._deadline_s):
             silent = False

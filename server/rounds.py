@@ -5,7 +5,7 @@ It never holds one site's vector, metrics or record count: what it is given is a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,16 @@ class Opened:
     sites: tuple[str, ...]
 
 
-# Sends the order through an exchange and returns the sum, or raises ProtocolError or AbsentError.
-Summation = Callable[[Exchange, Order], Opened]
+class Summation(Protocol):
+    """Opens sums: masked, or in a simulation plain."""
+
+    def __call__(self, exchange: Exchange, order: Order) -> Opened:
+        """Send the order and return the sum, or raise ProtocolError or AbsentError."""
+
+    def finish(self, exchange: Exchange, state: bytes) -> None:
+        """Tell the sites the last sum and the state it led to; no order follows."""
+
+
 Cohorts = Callable[[int], Sequence[str]]  # the sites that are asked in a round
 
 
@@ -89,13 +97,12 @@ def run_rounds(
             f"expected at most {study.spare_attempts} failed attempts, which the noise is "
             f"calibrated for, got {now.spent_attempts}; the last checkpoint stands"
         )
+    of = study.aggregation.cohort or sites  # the plan's n, whoever is asked
     while now.state.round < study.rounds and not now.stopped:
         number, before = now.state.round + 1, now
         asked = tuple(cohorts(number))
         opened, now = _open(study, now, "train", asked, exchange, summation, keep)
-        state = after_sum(
-            study, now.state, opened.values, opened.lanes, opened.sites, len(asked), sites
-        )
+        state = after_sum(study, now.state, opened.values, opened.lanes, opened.sites, of, sites)
         row: Row = {"round": number, "sites": len(opened.sites), **_loss(opened)}
         now = replace(now, state=state, history=(*now.history, row))
         if evaluation_due(study, number):
@@ -110,6 +117,7 @@ def run_rounds(
             now = replace(now, stopped=_stalled(study, now.history))
         keep(now)
         yield now
+    summation.finish(exchange, state_bytes(now.state))
 
 
 def _open(

@@ -1,10 +1,12 @@
-"""The two messages around the aggregation protocol: the call to a run, the order with its state.
+"""The two messages around the aggregation protocol: the call to a run, and a round's directions.
 
 Everything else on the wire is the protocol's own (privacy.wire, privacy.secagg_messages).
 """
 
 import struct
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from privacy.errors import ProtocolError
 
@@ -12,8 +14,8 @@ RUN_BYTES = 16
 MEMBERS_MAX = 100
 _COUNT = struct.Struct("<H")
 _MEMBER = struct.Struct("<I")
-_LENGTH = struct.Struct("<I")
-ORDER_BYTES_MAX = 1 << 12  # a RoundStart has under 300 bytes
+_LENGTH = struct.Struct("<Q")
+TRAIL_MAX = 16  # a site that missed more takes the state from the server
 
 
 def call_to_run(run: bytes, members: tuple[int, ...] = ()) -> bytes:
@@ -44,19 +46,49 @@ def read_call(message: bytes) -> tuple[bytes, tuple[int, ...]]:
     return message[:RUN_BYTES], members
 
 
-def order_with_state(order: bytes, state: bytes) -> bytes:
-    """Return a RoundStart and the state that it names by hash, as one message for all sites."""
-    return _LENGTH.pack(len(order)) + order + state
+class Opening(NamedTuple):
+    """What shows that a sum was opened: its RoundStart, its AckSet and its Result."""
+
+    start: bytes
+    acks: bytes
+    result: bytes
 
 
-def read_order(message: bytes) -> tuple[bytes, bytes]:
-    """Return the RoundStart and the state; both are still to be checked.
+class Directions(NamedTuple):
+    """What a site is sent at the start of a round.
+
+    Attributes:
+        order: RoundStart.
+        trail: the openings of the run that the site may not have followed yet, oldest first.
+        state: the model and strategy state, once a run; else empty.
+    """
+
+    order: bytes
+    trail: tuple[Opening, ...]
+    state: bytes
+
+
+def directions(order: bytes, trail: Sequence[Opening], state: bytes) -> bytes:
+    """Return one message for all sites that are as far as each other."""
+    parts = [order, state, *(part for opening in trail for part in opening)]
+    head = _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts)
+    return head + b"".join(parts)
+
+
+def read_directions(message: bytes) -> Directions:
+    """Return the parts; all of them are still to be checked.
 
     Raises:
         ProtocolError: the lengths do not fit.
     """
-    length = _LENGTH.unpack_from(message)[0] if len(message) >= _LENGTH.size else ORDER_BYTES_MAX
-    if length >= ORDER_BYTES_MAX or len(message) < _LENGTH.size + length:
+    count = _COUNT.unpack_from(message)[0] if len(message) >= _COUNT.size else 0
+    start = _COUNT.size + count * _LENGTH.size
+    if not 2 <= count <= 2 + 3 * TRAIL_MAX or (count - 2) % 3 or len(message) < start:
         raise ProtocolError(f"expected an order with its state, got {len(message)} other bytes")
-    end = _LENGTH.size + length
-    return message[_LENGTH.size : end], message[end:]
+    lengths = [length for (length,) in _LENGTH.iter_unpack(message[_COUNT.size : start])]
+    if start + sum(lengths) != len(message):
+        raise ProtocolError(f"expected an order with its state, got {len(message)} other bytes")
+    ends = list(accumulate(lengths, initial=start))
+    parts = [message[left:right] for left, right in pairwise(ends)]
+    trail = tuple(Opening(*parts[at : at + 3]) for at in range(2, count, 3))
+    return Directions(parts[0], trail, parts[1])

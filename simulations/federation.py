@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from client.app import Answer, make_app
-from client.masked import KINDS, Orders, Participant
+from client.lineage import Lineage
+from client.masked import KINDS, Participant
 from client.policy import Policy
 from client.site import Site, training_event
 from client.training import Trainer
@@ -29,6 +30,7 @@ from shared_models.strategies import State, state_bytes, state_hash
 from shared_models.study import Study
 from simulations.crowd import Crowd
 from simulations.grid import LocalGrid
+from simulations.memory import VolatileStore
 from simulations.plain import KIND as PLAIN
 from simulations.plain import PlainAnswers, PlainSum
 from simulations.pool import Pool
@@ -69,7 +71,13 @@ class Federation:
 
 
 def open_federation(
-    study: Study, pool: Pool, trainer: Trainer, folder: Path, first: State, workers: int = 1
+    study: Study,
+    pool: Pool,
+    trainer: Trainer,
+    folder: Path,
+    first: State,
+    workers: int = 1,
+    start: State | None = None,
 ) -> Federation:
     """Make the virtual sites of a study and connect them to a server.
 
@@ -80,13 +88,15 @@ def open_federation(
         folder: where sites keep ledgers and control variates.
         first: the state before the first round; the plan names it.
         workers: processes that train.
+        start: the state to go on from, when a run is resumed: sites and server were cut together,
+            so it is the state that the sites had.
     """
     asked = study.aggregation.cohort or len(pool.sites)
     sites = _Sites(study, pool, trainer, folder, encoding_of(study, asked))
     if study.aggregation.masking == "none":
         kinds, answer, summation = _plain(study, trainer, sites)
     else:
-        kinds, answer, summation = _masked(study, pool, trainer, sites, first)
+        kinds, answer, summation = _masked(study, pool, trainer, sites, first, start or first)
     grid = LocalGrid(make_app(kinds, answer), range(1, len(pool.sites) + 1), workers)
     traffic = Traffic()
     nodes = {name: index + 1 for index, name in enumerate(pool.sites)}
@@ -115,11 +125,12 @@ def _plain(study: Study, trainer: Trainer, sites: "_Sites") -> tuple[Kinds, Answ
 
 
 def _masked(
-    study: Study, pool: Pool, trainer: Trainer, sites: "_Sites", first: State
+    study: Study, pool: Pool, trainer: Trainer, sites: "_Sites", first: State, start: State
 ) -> tuple[Kinds, Answer, Summation]:
     """Return both ends of the masked sum: each virtual site with its own keys and phase."""
-    crowd = Crowd(study, pool.sites, trainer.parameters, state_hash(state_bytes(first)))
-    orders = Orders(trainer.parameters)
+    first_model = state_hash(state_bytes(first))
+    crowd = Crowd(study, pool.sites, trainer.parameters, first_model)
+    lineage = Lineage(study, trainer.parameters, state_hash(state_bytes(start)))
     once = study.aggregation.cohort > 0
     participants: dict[int, Participant] = {}
 
@@ -127,7 +138,9 @@ def _masked(
         index = node - 1
         if index not in participants:
             member = partial(crowd.member, index)
-            participants[index] = Participant(sites.at(index), member, orders, once)
+            participants[index] = Participant(
+                sites.at(index), member, lineage, VolatileStore(), once
+            )
         return participants[index].answer(kind, message)
 
     deadline_s = study.aggregation.deadline_s

@@ -149,7 +149,9 @@ def _one_fold(
                 f"{out}: expected the study that was started there, found a changed one",
                 "give another --out folder",
             )
-    federation = open_federation(study, records, trainer, folder / "sites", first, workers)
+    federation = open_federation(
+        study, records, trainer, folder / "sites", first, workers, start.state
+    )
     measure = _Measure(study, records, trainer)
     try:
         final = _rounds(study, start, federation, measure, folder, watch)
