@@ -95,7 +95,7 @@ def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     if kind == "regression":
         return _measure(study, held, _fit(Ridge(1.0), x, y).predict(unseen))
     present = np.unique(y)
-    scores = np.zeros((len(unseen), len(classes)))
+    scores = np.zeros((len(held), len(classes)))
     if len(present) < 2:
         scores[:, present] = 1.0
     else:

@@ -129,3 +129,38 @@ def test_a_number_target_has_a_linear_model(toy_study: Callable[..., Study], toy
 def test_many_classes_have_a_linear_model(toy_study: Callable[..., Study], toy_csv: Path) -> None:
     found = computed(toy_study(**{"data.target": "ward"}), toy_csv)
     assert found["linear"]["accuracy"].n == found["pooled"]["accuracy"].n > 0
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"kind": "letters", "alphabet": "ab", "length": 6},  # few tokens: each place is a feature
+        {"kind": "words", "buckets": 256, "length": 6},  # many: how often each occurs
+    ],
+    ids=["letters", "words"],
+)
+def test_texts_have_a_linear_model(
+    toy_study: Callable[..., Study], tmp_path: Path, column: dict[str, object]
+) -> None:
+    draw = random.Random(3)
+    rows = ["text,ill"]
+    for _ in range(120):
+        letters = "".join(draw.choice("ab") for _ in range(5))
+        ill = draw.random() < 0.5
+        text = ("a" if ill else "b") + letters if column["kind"] == "letters" else ""
+        rows.append(f"{text or ('fever ' if ill else 'well ') + letters},{'yes' if ill else 'no'}")
+    path = tmp_path / "texts.csv"
+    path.write_text("\n".join(rows) + "\n")
+    ill_column = {"kind": "category", "values": ["no", "yes"]}
+    study = toy_study(
+        task="sequence",
+        **{
+            "data.target": "ill",
+            "data.columns": {"text": column, "ill": ill_column},
+            "model": {"name": "gru", "hidden": [4], "embedding": 2},
+        },
+    )
+    records = pooled(study, path)
+    auc = linear(study, records.train(), records.held())["auc"].value
+    assert auc is not None
+    assert auc > 0.95  # one letter, or one word, tells
