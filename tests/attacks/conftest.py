@@ -212,7 +212,7 @@ class Federation:
         header = replace(signed[0].message.header, number=AckSet.NUMBER, sender=SERVER)
         return write(AckSet(header, signed), self.boss)
 
-    def edit(self, kind: Any, by: int | None = None, **changes: Any) -> Lie:
+    def edit(self, kind: Any, by: int | None = None, /, **changes: Any) -> Lie:
         """A lie that sets fields (``head``: of the header) and signs anew; ``by``: whose key."""
         identity = self.boss if by is None else self.identities[by]
 
