@@ -39,7 +39,7 @@ class RosterSite(Section):
     index: int
     name: Name
     public: Key
-    revoked: bool = False
+    revoked: bool
 
 
 class RosterFile(Section):
@@ -61,7 +61,8 @@ class RosterFile(Section):
         publics = [self.server, *(site.public for site in self.sites)]
         if len(set(publics)) < len(publics):
             raise ValueError("sites: expected a key of its own for each site, found one twice")
-        for owner, public in zip(("server", *(site.name for site in self.sites)), publics):
+        owners = ["server", *(site.name for site in self.sites)]
+        for owner, public in zip(owners, publics, strict=True):
             if not is_signing_key(bytes.fromhex(public)):
                 raise ValueError(f"{owner}: expected an Ed25519 key of full order, found none")
         if self.version == 1 and any(site.revoked for site in self.sites):
@@ -184,10 +185,10 @@ def _change(current: RosterFile, newer: RosterFile) -> str | None:
         return "another key of the server"
     if len(newer.sites) != len(current.sites):
         return f"{len(newer.sites)} sites where there were {len(current.sites)}"
-    if newer.sites != current.sites and _pairs(newer) != _pairs(current):
-        if sorted(_pairs(newer)) == sorted(_pairs(current)):
-            return "another order of the sites"
-    for old, new in zip(current.sites, newer.sites):
+    before, after = _pairs(current), _pairs(newer)
+    if before != after and sorted(before) == sorted(after):
+        return "another order of the sites"
+    for old, new in zip(current.sites, newer.sites, strict=True):
         if new.name != old.name:
             return f"the name {new.name} for {old.name}"
         if new.public != old.public:
