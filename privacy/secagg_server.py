@@ -113,7 +113,7 @@ class Formed:
     readies: Mapping[int, Ready]
     cohort_hash: bytes
     refused: Refused
-    _signed: bytes = field(repr=False)
+    signed: bytes = field(repr=False)  # Cohort without its boxes
     _boxes: Mapping[int, Records] = field(repr=False)
 
     @property
@@ -124,7 +124,7 @@ class Formed:
     def message(self, site: int) -> bytes:
         """Return Cohort (message 6) for one site: the part that all see, then its boxes."""
         boxes = {peer: boxes[site] for peer, boxes in self._boxes.items() if peer != site}
-        return self._signed + records(boxes, SHARES_BOX).block
+        return self.signed + records(boxes, SHARES_BOX).block
 
 
 class RunningSum:

@@ -13,10 +13,12 @@ import numpy as np
 from privacy import secagg_server
 from privacy.errors import AbsentError, ProtocolError
 from privacy.roster import Kind
-from privacy.secagg_messages import NO_RESULT, Result, result_hash
+from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
 from privacy.secagg_server import Coordinator, Run, RunningSum
+from privacy.secagg_suspend import reopened, resume, suspend
 from privacy.wire import Counter, read
 from server.rounds import Exchange, Opened, Order
+from server.store import ServerStore
 from shared_models.messages import RUN_BYTES, TRAIL_MAX, Opening, call_to_run, directions
 from shared_models.strategies import state_hash
 
@@ -32,6 +34,7 @@ class MaskedSum:
         places: Callable[[Sequence[str]], tuple[int, ...]],
         deadline_s: float,
         once: bool = False,
+        store: ServerStore | None = None,
     ) -> None:
         """Wait for an order.
 
@@ -40,9 +43,11 @@ class MaskedSum:
             places: the places of these sites in the whole roster; () when they are all of it.
             deadline_s: of one exchange.
             once: a run ends with its first sum, for the sites too; simulated cohorts only.
+            store: keeps counters and the open attempt across a crash; a simulation, whose sites
+                end with their server, needs none.
         """
         self._coordinator, self._places, self._deadline_s = coordinator, places, deadline_s
-        self._once = once
+        self._once, self._store, self._restarted = once, store, store is not None
         self._run: tuple[tuple[str, ...], Run] | None = None
         self._trail: list[Opening] = []  # the sums of this run, and the last one before it
         self._result = NO_RESULT
@@ -57,9 +62,17 @@ class MaskedSum:
             AbsentError: no site answered at all.
         """
         digest = state_hash(order.state)
+        if self._restarted and self._store is not None:
+            self._restarted = False
+            finished = self._pick_up(exchange, order, digest, self._store)
+            if finished is not None:
+                return finished
         self._extend_trail(digest)
         run, new = self._set_up(exchange, order.sites)
-        counter = Counter(order.round, order.attempt)
+        attempt = order.attempt
+        if self._store is not None:
+            attempt = self._store.take_attempt(order.round, attempt)
+        counter = Counter(order.round, attempt)
         started, start = secagg_server.start_round(
             run, counter, _KINDS[order.kind], digest, self._result
         )
@@ -72,16 +85,45 @@ class MaskedSum:
         closed, survivors = secagg_server.close(running)
         acks = talk.all("survivors", closed.survivors, survivors)
         agreed, ack_set = secagg_server.agree_survivors(closed, acks)
+        if self._store is not None:
+            self._store.keep_attempt(suspend(agreed, start, ack_set))
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
-        self._last = (start, ack_set, opened)
+        self._note(start, ack_set, opened)
         # A member that was silent has no keys any more, or is gone: the next sum is a new run.
         if not self._once and len(formed.cohort) == len(order.sites):
             self._run = (order.sites, run)
-        return Opened(
-            opened.values.astype(np.int64),
-            opened.lanes.copy(),
-            tuple(order.sites[index] for index in opened.survivors),
-        )
+        return _named(opened, order.sites)
+
+    def _note(self, start: bytes, ack_set: bytes, opened: secagg_server.Opened) -> None:
+        if self._store is not None:
+            self._store.keep_opened(opened.payload.words.tobytes())
+        self._last = (start, ack_set, opened)
+
+    def _pick_up(
+        self, exchange: Exchange, order: Order, digest: bytes, store: ServerStore
+    ) -> Opened | None:
+        """Finish what a server that stopped had begun; return the sum when it is this order's.
+
+        Sites that gave their answer give the same bytes again, so nothing new is opened.
+        """
+        kept = store.last_sum()
+        if kept is None:
+            return None
+        agreed, start, ack_set = resume(self._coordinator(order.sites), kept[0])
+        begin = read(RoundStart, start).message
+        same = (begin.kind, begin.header.counter.round) == (_KINDS[order.kind], order.round)
+        same = same and begin.model == digest
+        if kept[1] is not None:
+            opened = reopened(agreed, kept[1])
+        elif same:
+            talk = _Talk(exchange, order.sites, self._deadline_s)
+            answers = talk.all("unmask", agreed.survivors, ack_set)
+            opened = secagg_server.open_sum(agreed, answers)
+        else:
+            return None  # an attempt that was given up
+        self._result = begin.result
+        self._note(start, ack_set, opened)
+        return _named(opened, order.sites) if same else None
 
     def finish(self, exchange: Exchange, state: bytes) -> None:
         """Tell the sites the last sum; one that does not answer has lost nothing but the proof."""
@@ -160,6 +202,11 @@ class MaskedSum:
                 "nothing was opened"
             )
         return ready, True
+
+
+def _named(opened: secagg_server.Opened, sites: tuple[str, ...]) -> Opened:
+    names = tuple(sites[index] for index in opened.survivors)
+    return Opened(opened.values.astype(np.int64), opened.lanes.copy(), names)
 
 
 class _Talk:

@@ -1,0 +1,86 @@
+"""What the coordinator must remember of the protocol across a crash: counters and an open attempt.
+
+One SQLite file; every write is on disk before anything is sent. Section 2 of the protocol.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from privacy.errors import DataError
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS attempts (round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS last_sum (
+    one INTEGER PRIMARY KEY CHECK (one = 1), attempt BLOB NOT NULL, opened BLOB);
+"""
+
+
+class ServerStore:
+    """The coordinator's memory of one study's protocol."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``, creating it with mode 0600.
+
+        Raises:
+            DataError: it is no such file, or the disk failed.
+        """
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with _failing(path):
+            self._path = path
+            self._connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.executescript(_TABLES)
+
+    def take_attempt(self, number: int, wanted: int) -> int:
+        """Return the attempt number to use in a round: ``wanted``, or the next one not yet used."""
+        with self._writing() as connection:
+            row = connection.execute(
+                "SELECT attempt FROM attempts WHERE round = ?", (number,)
+            ).fetchone()
+            attempt = wanted if row is None else max(wanted, int(row[0]) + 1)
+            connection.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?)", (number, attempt))
+        return attempt
+
+    def keep_attempt(self, attempt: bytes) -> None:
+        """Keep an attempt whose shares are about to be asked for; the one before is forgotten."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO last_sum VALUES (1, ?, NULL)", (attempt,))
+
+    def keep_opened(self, opened: bytes) -> None:
+        """Keep the sum that the attempt opened."""
+        with self._writing() as connection:
+            connection.execute("UPDATE last_sum SET opened = ?", (opened,))
+
+    def last_sum(self) -> tuple[bytes, bytes | None] | None:
+        """Return the last attempt that asked for shares, and its sum when it was opened."""
+        with _failing(self._path):
+            row = self._connection.execute("SELECT attempt, opened FROM last_sum").fetchone()
+        return None if row is None else (bytes(row[0]), None if row[1] is None else bytes(row[1]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with _failing(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+@contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: the store failed ({type(error).__name__})") from error
