@@ -21,11 +21,13 @@ class Known:
     Attributes:
         state: model and strategy state.
         digest: its hash, which every message names it by.
+        blob: the bytes that are hashed.
         computed: by the site itself, from the plan's first model; else it is the server's word.
     """
 
     state: State
     digest: bytes
+    blob: bytes
     computed: bool
 
 
@@ -64,7 +66,7 @@ class Lineage:
         if self._read is None or (self._read[0] is not blob and self._read[0] != blob):
             digest = state_hash(blob)
             state = read_state(blob, self._parameters)
-            self._read = (blob, Known(state, digest, digest == self._first_model))
+            self._read = (blob, Known(state, digest, blob, digest == self._first_model))
         return self._read[1]
 
     def after(self, known: Known, kind: Kind, sums: Sums, names: tuple[str, ...]) -> Known:
@@ -115,5 +117,6 @@ class Lineage:
                 len(names),
                 len(names),
             )
-            self._stepped = (key, Known(state, state_hash(state_bytes(state)), computed=True))
+            blob = state_bytes(state)
+            self._stepped = (key, Known(state, state_hash(blob), blob, computed=True))
         return self._stepped[1]

@@ -6,6 +6,7 @@ that what must outlive a crash is in the store before it is sent.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -50,6 +51,8 @@ class Store(Protocol):
         values: npt.NDArray[np.int32],
         lanes: npt.NDArray[np.int64],
     ) -> None: ...
+    def state(self) -> tuple[bytes, bytes] | None: ...  # noqa: D102
+    def keep_state(self, blob: bytes, result: bytes) -> None: ...  # noqa: D102
 
 
 _Phase = (
@@ -86,6 +89,9 @@ class Participant:
         self._revealed: secagg_site.Revealed | None = None
         self._known: Known | None = None
         self._result = NO_RESULT
+        kept = store.state()
+        if kept is not None:
+            self._known, self._result = replace(lineage.told(kept[0]), computed=True), kept[1]
 
     @property
     def known(self) -> Known | None:
@@ -173,6 +179,8 @@ class Participant:
         names = tuple(member.name for member in grouped.site.roster.sites)
         self._known = self._lineage.after(known, kind, sums, names)
         self._result, self._revealed = sums.result_hash, None
+        if self._known.computed:
+            self._store.keep_state(self._known.blob, self._result)
 
     def _adopt(self, begin: RoundStart, blob: bytes) -> Known:
         """Return the own state, or the server's for a site that has no way to this one."""

@@ -33,6 +33,8 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS work (
     kind INTEGER, model BLOB, integers BLOB NOT NULL, lanes BLOB NOT NULL,
     PRIMARY KEY (kind, model)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (
+    one INTEGER PRIMARY KEY CHECK (one = 1), blob BLOB NOT NULL, result BLOB NOT NULL);
 """
 
 Integers = npt.NDArray[np.int32]
@@ -173,6 +175,17 @@ class SiteStore:
         with self._writing() as connection:
             connection.execute("DELETE FROM work")
             connection.execute("INSERT INTO work VALUES (?, ?, ?, ?)", row)
+
+    def state(self) -> tuple[bytes, bytes] | None:
+        """Return the last state that the site computed itself, and the result that led to it."""
+        with _failing():
+            row = self._connection.execute("SELECT blob, result FROM state").fetchone()
+        return None if row is None else (bytes(row[0]), bytes(row[1]))
+
+    def keep_state(self, blob: bytes, result: bytes) -> None:
+        """Keep a state that the site computed itself: after a restart it can vouch for it."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?)", (blob, result))
 
     def close(self) -> None:
         """Close the file."""

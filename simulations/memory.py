@@ -58,6 +58,13 @@ class VolatileStore:
         del run, counter, ack_set, answer
         self._work = None
 
+    def state(self) -> tuple[bytes, bytes] | None:
+        """Return None: a simulation goes on from its checkpoint."""
+        return None
+
+    def keep_state(self, blob: bytes, result: bytes) -> None:
+        """Forget: the participant holds it."""
+
     def work(self, kind: Kind, model: bytes) -> Work | None:
         """Return the integers of an open round."""
         if self._work is not None and self._work[:2] == (kind, model):
