@@ -28,6 +28,16 @@ RUN = bytes(range(16))
 MODEL = bytes([7]) * 32
 FIRST = Counter(1, 0)
 
+TAKES: dict[str, Any] = {  # the phase that a step goes on from
+    "roster": secagg_setup.Greeted,
+    "group": secagg_setup.Joined,
+    "start": object,  # any: a new attempt may begin at every moment
+    "cohort": secagg_site.Advertised,
+    "survivors": secagg_site.Masked,
+    "unmask": secagg_site.Acknowledged | secagg_site.Revealed,
+    "result": secagg_site.Revealed,
+}
+
 Lie = Callable[[bytes], bytes | None]  # the message -> what arrives instead; None: nothing does
 
 
@@ -37,45 +47,50 @@ class Hospital:
     def __init__(self, site: Site, values: Any, lanes: Any, store: SiteStore) -> None:
         self.site, self.values, self.lanes, self.store = site, values, lanes, store
         self.expected = secagg_site.Expected(Kind.TRAIN, MODEL)
+        self.watch: Callable[[Any], object] = lambda phase: None  # shown every phase
         self.phase: Any = None
         self.grouped: Any = None
 
-    def answer(self, step: str, data: bytes) -> bytes:
+    def answer(self, step: str, data: bytes) -> Any:
+        """Return the answer to one message of the server; of Result, the sums it believes.
+
+        Raises:
+            ProtocolError: a check failed, or the message is out of order.
+        """
+        in_order = step == "hello" or isinstance(self.phase, TAKES[step])
+        if not in_order or (step == "start" and self.grouped is None):
+            raise ProtocolError(f"expected another message than {step} now; nothing was sent")
         return getattr(self, f"_{step}")(data)
 
     def _hello(self, run: bytes) -> bytes:
         self.store.begin_run(run)
-        last = self.store.counters().get(self.site.index, SETUP)
-        self.phase, answer = secagg_setup.hello(self.site, run, last)
-        return answer
+        self.grouped = None
+        return self._go(*secagg_setup.hello(self.site, run, self._last()))
 
     def _roster(self, data: bytes) -> bytes:
-        self.phase, answer = secagg_setup.join(self.phase, data, self.store.counters())
-        self.store.raise_counters(self.phase.highest)
-        return answer
+        phase, answer = secagg_setup.join(self.phase, data, self.store.counters())
+        self.store.raise_counters(phase.highest)
+        return self._go(phase, answer)
 
     def _group(self, data: bytes) -> bytes:
         self.grouped = secagg_setup.group(self.phase, data)
-        return b""
+        return self._go(self.grouped, b"")
 
     def _start(self, data: bytes) -> bytes:
-        last = self.store.counters().get(self.site.index, SETUP)
-        phase, answer = secagg_site.start(self.grouped, data, self.expected, last)
+        phase, answer = secagg_site.start(self.grouped, data, self.expected, self._last())
         self.store.advance(self.site.index, phase.attempt.counter)
-        self.phase = phase
-        return answer
+        return self._go(phase, answer)
 
     def _cohort(self, data: bytes) -> bytes:
         shared = secagg_site.admit(self.phase, data)
-        self.phase, answer = secagg_site.mask(shared, self.values, self.lanes)
-        return answer
+        self.watch(shared)
+        return self._go(*secagg_site.mask(shared, self.values, self.lanes))
 
     def _survivors(self, data: bytes) -> bytes:
         phase, answer = secagg_site.acknowledge(self.phase, data)
         run, counter = phase.attempt.run, phase.attempt.counter
         self.store.acknowledge(run, counter, phase.cohort_hash, phase.survivors)
-        self.phase = phase
-        return answer
+        return self._go(phase, answer)
 
     def _unmask(self, data: bytes) -> bytes:
         run, counter = self.phase.attempt.run, self.phase.attempt.counter
@@ -84,11 +99,18 @@ class Hospital:
             return given
         phase, answer = secagg_site.reveal(self.phase, data)
         self.store.keep_answer(run, counter, data, answer)
-        self.phase = phase
-        return answer
+        return self._go(phase, answer)
 
     def _result(self, data: bytes) -> secagg_site.Sums:
         return secagg_site.check(self.phase, data)
+
+    def _go(self, phase: Any, answer: bytes) -> bytes:
+        self.phase = phase
+        self.watch(phase)
+        return answer
+
+    def _last(self) -> Counter:
+        return self.store.counters().get(self.site.index, SETUP)
 
 
 @dataclass
@@ -131,6 +153,11 @@ class Federation:
         site = Site(self.identities[index], index, self.plan, self.roster, entropy)
         store = SiteStore(self.folder / f"{index}.db" if self.folder else None)
         return Hospital(site, values, lanes, store)
+
+    def watch(self, see: Callable[[Any], object]) -> None:
+        """Show every phase of every site of the plays to come."""
+        for hospital in self.hospitals:
+            hospital.watch = see
 
     def play(self, run: bytes = RUN, counter: Counter = FIRST) -> Outcome:
         """Set up a run and sum once."""
