@@ -149,14 +149,15 @@ class Participant:
         for opening in trail:
             self._follow(opening, grouped)
         begin = read(RoundStart, order).message
-        known = self._adopt(begin, blob)
+        known, result = self._adopt(begin, blob)
         kind = self._lineage.kind(known, begin.header.counter.round)
-        expected = secagg_site.Expected(kind, known.digest, self._result)
+        expected = secagg_site.Expected(kind, known.digest, result)
         last = self._store.counters().get(grouped.site.index, START)
         computed = known.computed or self._once
         phase, answer = secagg_site.start(grouped, order, expected, last, computed)
         self._store.advance(grouped.site.index, phase.attempt.counter)
-        self._phase, self._known, self._revealed = phase, known, None
+        self._phase, self._known, self._result = phase, known, result
+        self._revealed = None
         return answer
 
     def _follow(self, opening: Opening, grouped: secagg_setup.Grouped) -> None:
@@ -182,10 +183,13 @@ class Participant:
         if self._known.computed:
             self._store.keep_state(self._known.blob, self._result)
 
-    def _adopt(self, begin: RoundStart, blob: bytes) -> Known:
-        """Return the own state, or the server's for a site that has no way to this one."""
+    def _adopt(self, begin: RoundStart, blob: bytes) -> tuple[Known, bytes]:
+        """Return the own state, or the server's for a site that has no way to this one.
+
+        With it, the hash of the result that led there. Nothing is kept: no signature was checked.
+        """
         if self._known is not None and self._known.digest == begin.model:
-            return self._known
+            return self._known, self._result
         if self._known is not None and self._known.computed and not self._missed(begin):
             raise ProtocolError(
                 "message 4: expected the hash of the own model and state, got another; "
@@ -193,10 +197,8 @@ class Participant:
             )
         if not blob:
             raise ProtocolError("message 4: expected a state to start from, got none")
-        told = self._lineage.told(blob)
         # Nobody but those who computed it can vouch for it: `secagg_site.admit` counts them.
-        self._result = begin.result
-        return told
+        return self._lineage.told(blob), begin.result
 
     def _missed(self, begin: RoundStart) -> bool:
         """Say whether rounds passed without this site, so that its own state may be behind."""
