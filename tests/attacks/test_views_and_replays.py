@@ -155,6 +155,17 @@ def test_attack_07_a_message_of_a_site_replayed(five: Any, step: str, past: str)
     assert outcome.opened.survivors == (ALL if step in ("survivors", "unmask") else ALL[:4])
 
 
+@pytest.mark.parametrize("head", [{"run": bytes(16)}, {"sender": 1}], ids=["run", "sender"])
+@pytest.mark.parametrize("step", KINDS)
+def test_attack_07_a_message_for_another_run_or_of_another_sender_never_seen_before(
+    five: Any, step: str, head: dict[str, Any]
+) -> None:
+    five.lies[step, 0] = five.edit(KINDS[step], head=head)
+    five.play()
+    number = KINDS[step].NUMBER
+    five.assert_refused(0, step, f"message {number}: expected the server's message of this run")
+
+
 def test_attack_07_a_hello_of_another_run_inside_the_roster(five: Any) -> None:
     five.play(RUN, FIRST)
     old = read(RunHello, five.said(3, "hello"))
@@ -232,6 +243,15 @@ def test_attack_07_a_box_of_shares_reflected_to_its_sender(five: Any) -> None:
     five.lies["cohort", 0] = reflect
     five.play()
     five.assert_refused(0, "cohort", "message 6: expected a box of site-3 that opens")
+
+
+def test_attack_07_each_direction_of_each_pair_has_its_own_box_key(five: Any) -> None:
+    """Nonces are message numbers: under one key both directions would use each of them twice."""
+    five.play(RUN, FIRST)
+    channels = [hospital.grouped.channels for hospital in five.hospitals]
+    outward = [channels[a][b].outward for a in ALL for b in ALL if a != b]
+    assert outward == [channels[b][a].inward for a in ALL for b in ALL if a != b]
+    assert len(set(outward)) == 5 * 4
 
 
 def test_attack_07_a_repeated_run(five: Any) -> None:
