@@ -98,12 +98,16 @@ class Lineage:
         """
         if number == known.state.round + 1 and number <= self._study.rounds:
             return Kind.TRAIN
-        if number == known.state.round and evaluation_due(self._study, number):
+        if number == known.state.round and self.evaluated(number):
             return Kind.EVALUATE
         raise ProtocolError(
             f"message 4: expected round {known.state.round + 1}, or an evaluation that is due, "
             f"got round {number}; nothing was sent"
         )
+
+    def evaluated(self, number: int) -> bool:
+        """Say whether the plan evaluates the model after a round."""
+        return number > 0 and evaluation_due(self._study, number)
 
     def _step(self, known: Known, sums: Sums, names: tuple[str, ...]) -> Known:
         key = (known.digest, sums.result_hash)

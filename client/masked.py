@@ -184,13 +184,16 @@ class Participant:
             self._store.keep_state(self._known.blob, self._result)
 
     def _adopt(self, begin: RoundStart, blob: bytes) -> tuple[Known, bytes]:
-        """Return the own state, or the server's for a site that has no way to this one.
+        """Return state and last result: the own ones, or the server's where no way leads there.
 
-        With it, the hash of the result that led there. Nothing is kept: no signature was checked.
+        Nothing is kept here: neither signature nor hash is checked yet.
         """
-        if self._known is not None and self._known.digest == begin.model:
-            return self._known, self._result
-        if self._known is not None and self._known.computed and not self._missed(begin):
+        own = self._known
+        if own is not None and (own.digest, self._result) == (begin.model, begin.result):
+            return own, self._result
+        if own is not None and own.computed and not self._missed(own, begin):
+            if own.digest == begin.model:
+                return own, self._result  # `secagg_site.start` refuses the other result
             raise ProtocolError(
                 "message 4: expected the hash of the own model and state, got another; "
                 "nothing was sent"
@@ -198,12 +201,18 @@ class Participant:
         if not blob:
             raise ProtocolError("message 4: expected a state to start from, got none")
         # Nobody but those who computed it can vouch for it: `secagg_site.admit` counts them.
-        return self._lineage.told(blob), begin.result
+        told = self._lineage.told(blob)
+        return (told if own is None else replace(told, computed=False)), begin.result
 
-    def _missed(self, begin: RoundStart) -> bool:
-        """Say whether rounds passed without this site, so that its own state may be behind."""
-        known = self._known
-        return known is None or begin.header.counter.round > known.state.round + 1 or self._once
+    def _missed(self, own: Known, begin: RoundStart) -> bool:
+        """Say whether sums may have been opened without this site since its own state."""
+        if self._once:
+            return True
+        number = begin.header.counter.round
+        built_on = number if begin.kind is Kind.EVALUATE else number - 1
+        if built_on == own.state.round and own.digest == begin.model:
+            return begin.kind is Kind.TRAIN and self._lineage.evaluated(built_on)
+        return built_on > own.state.round
 
     def _contribute(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_site.Advertised) or self._known is None:
