@@ -75,7 +75,7 @@ def run_rounds(
     sites: int,
     keep: Callable[[Checkpoint], None],
 ) -> Iterator[Checkpoint]:
-    """Run the rounds that are left and yield each checkpoint once it is kept.
+    """Run the rounds that are left and yield each round's checkpoint once it is kept.
 
     Args:
         study: what is learnt and how.
@@ -98,26 +98,34 @@ def run_rounds(
             f"calibrated for, got {now.spent_attempts}; the last checkpoint stands"
         )
     of = study.aggregation.cohort or sites  # the plan's n, whoever is asked
-    while now.state.round < study.rounds and not now.stopped:
-        number, before = now.state.round + 1, now
-        asked = tuple(cohorts(number))
-        opened, now = _open(study, now, "train", asked, exchange, summation, keep)
-        state = after_sum(study, now.state, opened.values, opened.lanes, opened.sites, of, sites)
-        row: Row = {"round": number, "sites": len(opened.sites), **_loss(opened)}
-        now = replace(now, state=state, history=(*now.history, row))
-        if evaluation_due(study, number):
-
-            def keep_spent(failed: Checkpoint, before: Checkpoint = before) -> None:
-                # Kept with the new model, a cut run would go on without this evaluation.
-                keep(replace(before, spent_attempts=failed.spent_attempts))
-
-            opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep_spent)
-            row = {**row, **_released(study, opened)}
+    while not now.stopped:
+        if awaits_evaluation(study, now):
+            asked = tuple(cohorts(now.state.round))
+            opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
+            row: Row = {**now.history[-1], **_released(study, opened)}
             now = replace(now, history=(*now.history[:-1], row))
             now = replace(now, stopped=_stalled(study, now.history))
+        elif now.state.round < study.rounds:
+            asked = tuple(cohorts(now.state.round + 1))
+            opened, now = _open(study, now, "train", asked, exchange, summation, keep)
+            state = after_sum(
+                study, now.state, opened.values, opened.lanes, opened.sites, of, sites
+            )
+            row = {"round": state.round, "sites": len(opened.sites), **_loss(opened)}
+            now = replace(now, state=state, history=(*now.history, row))
+        else:
+            break
+        # Also between a round's two sums: the sites go on from the first, and cannot go back.
         keep(now)
-        yield now
+        if not awaits_evaluation(study, now):
+            yield now
     summation.finish(exchange, state_bytes(now.state))
+
+
+def awaits_evaluation(study: Study, now: Checkpoint) -> bool:
+    """Say whether the study was cut between the two sums of a round."""
+    number = now.state.round
+    return number > 0 and evaluation_due(study, number) and "released" not in now.history[-1]
 
 
 def _open(

@@ -17,7 +17,7 @@ import torch
 from client.training import Trainer, planned_mechanism
 from privacy.errors import StudyError
 from server.checkpoint import Checkpoint, load, save
-from server.rounds import run_rounds
+from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
 from shared_models.inputs import loss_kind
 from shared_models.metrics import Figure, exact_metrics
@@ -196,9 +196,10 @@ def _rounds(
 ) -> Checkpoint:
     """Run the server's rounds; add the exact figures to metrics.csv as they arise."""
     now = start
-    metrics = open_metrics(study, folder, start.state.round)
+    done = start.state.round - awaits_evaluation(study, start)
+    metrics = open_metrics(study, folder, done)
     asked: Counter[str] = Counter()
-    for number in range(1, start.state.round + 1):
+    for number in range(1, done + 1):
         asked.update(federation.cohorts(number))
 
     def note(now: Checkpoint) -> Progress:
@@ -219,7 +220,7 @@ def _rounds(
         metrics.add({**row, **exact, **columns, "epsilon": spent})
         return Progress(number, study.rounds, figures, spent)
 
-    if start.state.round > metrics.last:  # the run was cut between checkpoint and metrics
+    if done == start.state.round > metrics.last:  # the run was cut between checkpoint and metrics
         note(start)
     for now in run_rounds(
         study,

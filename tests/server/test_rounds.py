@@ -384,7 +384,9 @@ def test_a_failed_attempt_is_kept_before_the_next() -> None:
         failures={("train", 1): [lost(), lost()]},
     )
     found = run(sites)
-    assert [(now.state.round, now.spent_attempts) for now in found.kept] == [(0, 1), (0, 2), (1, 2)]
+    # The last two: after the training sum, and after the evaluation.
+    spent = [(now.state.round, now.spent_attempts) for now in found.kept]
+    assert spent == [(0, 1), (0, 2), (1, 2), (1, 2)]
 
 
 def test_an_error_that_is_no_failed_attempt_is_not_tried_again() -> None:
@@ -425,11 +427,24 @@ def test_a_run_goes_on_from_any_kept_checkpoint_bit_for_bit(strategy: str) -> No
 
     whole = run(sites())
     for kept in whole.kept:
-        if kept.state.round == given.rounds:
+        if kept is whole.checkpoints[-1]:
             continue
         rest = run(Sites(given), begin=kept).checkpoints[-1]
         assert state_bytes(rest.state) == state_bytes(whole.checkpoints[-1].state)
         assert rest.history == whole.checkpoints[-1].history
+
+
+def test_a_run_that_was_cut_before_its_evaluation_goes_on_with_it() -> None:
+    # The sites have taken the step to the round's model and cannot train it again.
+    given = study(rounds=2, evaluation={"every": 1})
+    cut = next(now for now in run(Sites(given)).kept if now.state.round == 1)
+    again = Sites(given)
+    rows = run(again, begin=cut).checkpoints[-1].history
+    assert [(order.kind, order.round) for order in again.orders[:2]] == [
+        ("evaluate", 1),
+        ("train", 2),
+    ]
+    assert all("released" in row for row in rows)
 
 
 def test_a_finished_study_asks_nobody() -> None:
