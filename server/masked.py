@@ -113,6 +113,7 @@ class MaskedSum:
         begin = read(RoundStart, start).message
         same = (begin.kind, begin.header.counter.round) == (_KINDS[order.kind], order.round)
         same = same and begin.model == digest
+        self._result = begin.result  # what the sites had before it
         if kept[1] is not None:
             opened = reopened(agreed, kept[1])
         elif same:
@@ -121,7 +122,6 @@ class MaskedSum:
             opened = secagg_server.open_sum(agreed, answers)
         else:
             return None  # an attempt that was given up
-        self._result = begin.result
         self._note(start, ack_set, opened)
         return _named(opened, order.sites) if same else None
 
