@@ -21,17 +21,19 @@ CREATE TABLE IF NOT EXISTS last_sum (
 class ServerStore:
     """The coordinator's memory of one study's protocol."""
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``, creating it with mode 0600.
+    def __init__(self, path: Path | None) -> None:
+        """Open ``path``, creating it with mode 0600; None keeps it in memory (tests).
 
         Raises:
             DataError: it is no such file, or the disk failed.
         """
-        if not path.exists():
+        if path is not None and not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         with _failing(path):
             self._path = path
-            self._connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
+            self._connection = sqlite3.connect(
+                ":memory:" if path is None else path, timeout=60.0, isolation_level=None
+            )
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_TABLES)
@@ -79,7 +81,7 @@ class ServerStore:
 
 
 @contextmanager
-def _failing(path: Path) -> Iterator[None]:
+def _failing(path: Path | None) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
