@@ -180,7 +180,14 @@ class Site:
 
             def first(history: Sequence[Event]) -> None:
                 nonlocal debited
-                debited = len(history) > 0
+                spent = sum(past.study == self._digest for past in history)
+                planned = self._study.rounds + self._study.spare_attempts
+                if spent > planned:  # the server's orders never take a site past the calibration
+                    raise PrivacyError(
+                        f"expected at most {planned} debits of this study, which its noise is "
+                        f"calibrated for, got one more; no record was read"
+                    )
+                debited = True
 
             ledger.debit(event, key, allow=None if self._repeats else first)
         if not self._repeats and not debited:

@@ -214,6 +214,19 @@ def test_fresh_noise_is_never_drawn_under_an_old_debit(tmp_path: Path) -> None:
     assert debits(tmp_path) == 1
 
 
+def test_a_site_pays_for_no_more_attempts_than_the_noise_is_calibrated_for(
+    tmp_path: Path,
+) -> None:
+    given, records = study(PRIVATE), Readings()
+    asked = site(given, records, tmp_path, entropy=system_entropy)
+    planned = given.rounds + given.spare_attempts
+    for attempt in range(planned):
+        asked.contribute("train", begin(given), 1, attempt)
+    with pytest.raises(PrivacyError, match=f"at most {planned} debits"):
+        asked.contribute("train", begin(given), 1, planned)
+    assert (debits(tmp_path), records.reads) == (planned, planned)
+
+
 def test_every_other_attempt_and_round_is_debited(tmp_path: Path) -> None:
     given = study(PRIVATE)
     asked = site(given, Readings(), tmp_path)
