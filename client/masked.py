@@ -85,7 +85,8 @@ class Participant:
         self._store, self._once = store, once
         self._phase: _Phase = None
         self._grouped: secagg_setup.Grouped | None = None
-        # Kept until its Result is checked, which may come with the next run's first order.
+        # Kept until its Result is checked or another answer is given: a server that restarts may
+        # open it although it has begun another attempt since.
         self._revealed: secagg_site.Revealed | None = None
         self._known: Known | None = None
         self._result = NO_RESULT
@@ -157,7 +158,6 @@ class Participant:
         phase, answer = secagg_site.start(grouped, order, expected, last, computed)
         self._store.advance(grouped.site.index, phase.attempt.counter)
         self._phase, self._known, self._result = phase, known, result
-        self._revealed = None
         return answer
 
     def _follow(self, opening: Opening, grouped: secagg_setup.Grouped) -> None:
