@@ -1,0 +1,133 @@
+"""From an opened sum to the next state, as both sides compute it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared_models.steps import after_sum, encoding_of, evaluation_due
+from shared_models.strategies import State, first_state, state_bytes
+from shared_models.study import Study, parse_study
+
+NAMES = ("ash", "elm", "fir", "oak")
+PRIVATE = {
+    "mode": "local",
+    "noise_multiplier": 1.0,
+    "delta": 1e-5,
+    "clipping_norm": 1.0,
+    "sampling_rate": 0.1,
+    "expected_batch": 8,
+}
+
+
+def study(private: bool = False, every: int = 3, **aggregation: Any) -> Study:
+    return parse_study(
+        {
+            "name": "s",
+            "task": "tabular",
+            "rounds": 8,
+            "data": {
+                "target": "ill",
+                "columns": {
+                    "ill": {"kind": "category", "values": ["no", "yes"]},
+                    "age": {"kind": "number", "low": 0, "high": 1},
+                },
+            },
+            "model": {"name": "mlp", "hidden": []},
+            "training": {"learning_rate": 0.1, "local_steps": 1},
+            "privacy": PRIVATE if private else {"mode": "none"},
+            "aggregation": aggregation,
+            "evaluation": {"every": every},
+        }
+    )
+
+
+def start(given: Study) -> State:
+    return first_state(given.aggregation, np.array([0.5, -0.25], dtype=np.float32))
+
+
+def lanes(weight: float) -> np.ndarray:
+    return np.array([round(weight * (1 << 16)), 30, 5], dtype=np.int64)
+
+
+NO_LANES = np.empty(0, dtype=np.int64)
+
+
+def test_the_mean_is_the_sum_by_scale_and_weight() -> None:
+    given = study(value_bound=2.0)
+    encoding = encoding_of(given, 4)
+    values = np.array([3 * encoding.bound, -encoding.bound], dtype=np.int64)
+    after = after_sum(given, start(given), values, lanes(2.5), NAMES[:3], 4, 4)
+    # rtol 1e-12: two roundings of float64
+    np.testing.assert_allclose(after.model, [0.5 + 6 / 2.5, -0.25 - 2 / 2.5], rtol=1e-12)
+    assert after.round == 1
+
+
+def test_under_privacy_the_weight_is_the_number_of_survivors() -> None:
+    given = study(private=True)
+    bound = encoding_of(given, 4).bound
+    values = np.array([3 * bound, 0], dtype=np.int64)
+    after = after_sum(given, start(given), values, NO_LANES, NAMES[:3], 4, 4)
+    np.testing.assert_allclose(after.model, [1.5, -0.25], rtol=1e-12)
+
+
+def test_public_weights_are_those_of_the_survivors() -> None:
+    weights = dict(zip(NAMES, (1.0, 2.0, 3.0, 4.0), strict=True))
+    given = study(private=True, weighting="public", weights=weights)
+    bound = encoding_of(given, 4).bound
+    values = np.array([bound, 0], dtype=np.int64)
+    after = after_sum(given, start(given), values, NO_LANES, ("ash", "oak"), 4, 4)
+    np.testing.assert_allclose(after.model, [0.5 + 1 / 1.25, -0.25], rtol=1e-12)
+
+
+def test_a_sum_without_weight_leaves_the_model() -> None:
+    given = study()
+    values = np.array([99, -99], dtype=np.int64)
+    after = after_sum(given, start(given), values, lanes(0.0), NAMES, 4, 4)
+    assert after.model.tolist() == [0.5, -0.25]
+    assert after.round == 1
+
+
+def test_the_encoding_is_sized_by_who_was_asked_not_by_who_survived() -> None:
+    given = study()
+    values = np.array([1 << 20, 0], dtype=np.int64)
+    one, other = (
+        after_sum(given, start(given), values, lanes(1.0), NAMES[:3], asked, 8).model[0] - 0.5
+        for asked in (4, 8)
+    )
+    np.testing.assert_allclose(other / one, 2.0, rtol=1e-6)  # rtol: bounds are rounded down
+
+
+def test_the_share_of_scaffold_is_of_all_sites() -> None:
+    given = study(strategy="scaffold")
+    bound = encoding_of(given, 4).bound
+    values = np.array([0, 0, 4 * bound, 0], dtype=np.int64)
+    after = after_sum(given, start(given), values, lanes(2.0), NAMES[:2], 4, 8)
+    np.testing.assert_allclose(after.moments["control"], [0.25 * 2.0, 0.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi", "fedadagrad"])
+def test_site_and_server_get_the_same_bits(strategy: str, dtype: type) -> None:
+    """A site reads the sum as int32 from the wire, the server keeps it as int64."""
+    given = study(strategy=strategy, average_last=1.0)
+    values = np.array([123_456_789, -987_654_321], dtype=dtype)
+    wide = values.astype(np.int64)
+    found = [
+        state_bytes(after_sum(given, start(given), one, lanes(3.0), NAMES[:3], 4, 4))
+        for one in (values, wide)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6, 8]), (8, [8]), (99, [8])]
+)
+def test_evaluations_are_due_every_so_often_and_at_the_end(every: int, due: list[int]) -> None:
+    given = study(every=every)
+    assert [number for number in range(1, 9) if evaluation_due(given, number)] == due
+
+
+def test_under_privacy_no_evaluation_is_due() -> None:
+    given = study(private=True, every=1)
+    assert not any(evaluation_due(given, number) for number in range(1, 9))
