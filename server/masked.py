@@ -19,7 +19,7 @@ from privacy.secagg_suspend import reopened, resume, suspend
 from privacy.wire import Counter, read
 from server.rounds import Exchange, Opened, Order
 from server.store import ServerStore
-from shared_models.messages import RUN_BYTES, TRAIL_MAX, Opening, call_to_run, directions
+from shared_models.messages import RUN_BYTES, Opening, call_to_run, directions
 from shared_models.strategies import state_hash
 
 _KINDS = {"train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
@@ -49,9 +49,8 @@ class MaskedSum:
         self._coordinator, self._places, self._deadline_s = coordinator, places, deadline_s
         self._once, self._store, self._restarted = once, store, store is not None
         self._run: tuple[tuple[str, ...], Run] | None = None
-        self._trail: list[Opening] = []  # the sums of this run, and the last one before it
+        self._trail: list[Opening] = []  # sums that some member may not have followed yet
         self._result = NO_RESULT
-        self._seen: dict[str, int] = {}  # how many of the trail each site has been sent
         self._last: tuple[bytes, bytes, secagg_server.Opened] | None = None
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
@@ -78,7 +77,11 @@ class MaskedSum:
         )
         talk = _Talk(exchange, order.sites, self._deadline_s)
         self._run = None  # a failed attempt ends the run
-        formed = self._form(talk, started, start, order.state if new else b"")
+        message = directions(start, self._trail, order.state if new else b"")
+        formed = secagg_server.form_cohort(started, talk.all("start", started.members, message))
+        complete = len(formed.cohort) == len(order.sites)
+        if complete:
+            self._trail = []  # who is ready has followed it
         running = RunningSum(formed)
         for site, reply in talk.each("cohort", formed.cohort, formed.message):
             running.add(site, reply)
@@ -90,7 +93,7 @@ class MaskedSum:
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
         self._note(start, ack_set, opened)
         # A member that was silent has no keys any more, or is gone: the next sum is a new run.
-        if not self._once and len(formed.cohort) == len(order.sites):
+        if complete and not self._once:
             self._run = (order.sites, run)
         return _named(opened, order.sites)
 
@@ -132,9 +135,8 @@ class MaskedSum:
             return
         sites, run = self._run
         talk = _Talk(exchange, sites, self._deadline_s)
-        messages = self._directions(sites, b"", b"")
         with suppress(AbsentError):
-            for _ in talk.each("result", run.members, messages):
+            for _ in talk.all("result", run.members, directions(b"", self._trail, b"")):
                 pass
 
     def _extend_trail(self, digest: bytes) -> None:
@@ -145,47 +147,14 @@ class MaskedSum:
         result = secagg_server.write_result(opened, digest)
         self._result = result_hash(read(Result, result))
         self._trail = [*self._trail, Opening(start, ack_set, result)]
-        if len(self._trail) > TRAIL_MAX:
-            self._trail.pop(0)
-            self._seen = {site: max(0, count - 1) for site, count in self._seen.items()}
         self._last = None
-
-    def _form(
-        self, talk: "_Talk", started: secagg_server.Started, start: bytes, state: bytes
-    ) -> secagg_server.Formed:
-        """Send each site its order with what it has not seen; collect the cohort (4 and 5)."""
-        message = self._directions(talk.sites, start, state)
-        answered: list[int] = []
-
-        def replies() -> Iterator[tuple[int, bytes]]:
-            for index, reply in talk.each("start", started.members, message):
-                answered.append(index)
-                yield index, reply
-
-        formed = secagg_server.form_cohort(started, replies())
-        self._seen.update(dict.fromkeys((talk.sites[i] for i in answered), len(self._trail)))
-        return formed
-
-    def _directions(
-        self, sites: tuple[str, ...], start: bytes, state: bytes
-    ) -> Callable[[int], bytes]:
-        """Return the message for each place; sites that are as far share one object."""
-        made: dict[int, bytes] = {}
-
-        def message(index: int) -> bytes:
-            seen = self._seen.get(sites[index], 0)
-            if seen not in made:
-                made[seen] = directions(start, self._trail[seen:], state)
-            return made[seen]
-
-        return message
 
     def _set_up(self, exchange: Exchange, sites: tuple[str, ...]) -> tuple[Run, bool]:
         """Return the run that is still good, or a new one (messages 1 to 3); and whether new."""
         if self._run is not None and self._run[0] == sites:
             return self._run[1], False
         # Of the runs before, only the last sum can still be checked: by those who revealed it.
-        self._trail, self._seen = self._trail[-1:], {}
+        self._trail = self._trail[-1:]
         server = self._coordinator(sites)
         talk = _Talk(exchange, sites, self._deadline_s)
         run = os.urandom(RUN_BYTES)
@@ -194,7 +163,9 @@ class MaskedSum:
         gathered, roster = secagg_server.gather(server, run, talk.all("hello", everyone, call))
         parts = talk.all("roster", gathered.members, roster)
         ready, messages = secagg_server.relay(gathered, parts)
-        confirmed = {i for i, _ in talk.each("group", ready.members, messages.__getitem__)}
+        confirmations = talk.each("group", ready.members, messages.__getitem__)
+        # Empty: anything else is a late answer to another message.
+        confirmed = {index for index, reply in confirmations if reply == b""}
         if confirmed != set(ready.members):
             missing = [sites[index] for index in ready.members if index not in confirmed]
             raise ProtocolError(
