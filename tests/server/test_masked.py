@@ -1,0 +1,479 @@
+"""The masked sum at the server: runs, what sites are sent, the end, and what a restart picks up."""
+
+import random
+import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.lineage import Lineage
+from client.masked import Participant
+from client.site import Contribution
+from privacy import keys, secagg_setup
+from privacy.errors import AbsentError, ProtocolError
+from privacy.roster import Kind, Member, Plan, Roster
+from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
+from privacy.secagg_server import Coordinator
+from privacy.secagg_store import SiteStore
+from privacy.wire import Counter, read, read_header
+from server import masked
+from server.masked import MaskedSum
+from server.rounds import Opened, Order
+from server.store import ServerStore
+from shared_models.lanes import evaluate_lanes
+from shared_models.messages import read_directions
+from shared_models.steps import after_sum
+from shared_models.strategies import State, first_state, state_bytes, state_hash
+from shared_models.study import Study, parse_study
+
+N = 4  # t = 3
+NAMES = tuple(f"site-{index}" for index in range(N))
+IDENTITIES = [keys.identity(bytes([1 + site]) * 32) for site in range(N)]
+BOSS = keys.identity(bytes([255]) * 32)
+MEMBERS = tuple(Member(name, one.public) for name, one in zip(NAMES, IDENTITIES, strict=True))
+ROSTER = Roster(MEMBERS, BOSS.public)
+STUDY = parse_study(
+    {
+        "name": "s",
+        "task": "tabular",
+        "rounds": 6,
+        "data": {
+            "target": "stay",
+            "columns": {
+                "stay": {"kind": "number", "low": 0, "high": 1},
+                "age": {"kind": "number", "low": 0, "high": 1},
+            },
+        },
+        "model": {"name": "mlp", "hidden": []},
+        "training": {"learning_rate": 0.1, "local_steps": 1},
+        "privacy": {"mode": "none"},
+        "evaluation": {"every": 1},
+    }
+)
+LANES = len(evaluate_lanes(STUDY))
+
+
+class Work:
+    """Stands for the site's work; remembers what it gave."""
+
+    def __init__(self, index: int, values: int) -> None:
+        self.draw, self.values = np.random.default_rng(index), values
+        self.given: list[Contribution] = []
+
+    def contribute(self, kind: str, state: State, number: int, attempt: int) -> Contribution:
+        train = kind == "train"
+        values = self.draw.integers(-(2**20), 2**20, self.values if train else 0)
+        lanes = [1 << 16, 5, 7] if train else [number] * LANES
+        self.given.append(Contribution(values.astype(np.int32), np.array(lanes, np.int64)))
+        return self.given[-1]
+
+
+class Team:
+    """Real sites behind a network on which messages and answers may be lost."""
+
+    def __init__(
+        self, store: ServerStore | None = None, values: int = 3, study: Study = STUDY
+    ) -> None:
+        self.study, self.values, self.store = study, values, store
+        self.state = first_state(study.aggregation, np.zeros(values, dtype=np.float32))
+        first = state_hash(state_bytes(self.state))
+        plan = Plan(bytes([1]) * 32, N, values, train_lanes=3, evaluate_lanes=LANES)
+        self.coordinator = Coordinator(BOSS, plan, ROSTER)
+        self.work = [Work(index, values) for index in range(N)]
+        self.sites: list[Participant] = []
+        for index, one in enumerate(self.work):
+            place = secagg_setup.Site(
+                IDENTITIES[index], index, plan, ROSTER, random.Random(index).randbytes
+            )
+            lineage = Lineage(study, values, first)
+            self.sites.append(
+                Participant(one, lambda _, p=place: p, lineage, SiteStore(None))  # type: ignore[arg-type,misc]
+            )
+        self.lost: set[tuple[str, int]] = set()  # messages
+        self.mute: set[tuple[str, int]] = set()  # answers
+        self.told: list[tuple[str, int, bytes]] = []
+        self.refused: list[tuple[str, int, str]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Another process of the server, on its store."""
+        self.sum = MaskedSum(lambda _: self.coordinator, lambda _: (), 1.0, store=self.store)
+
+    def exchange(
+        self, kind: str, messages: Mapping[str, bytes], deadline_s: float
+    ) -> Iterator[tuple[str, bytes]]:
+        for name, message in messages.items():
+            index = NAMES.index(name)
+            if (kind, index) in self.lost:
+                continue
+            self.told.append((kind, index, message))
+            try:
+                reply = self.sites[index].answer(kind, message)
+            except ProtocolError as error:
+                self.refused.append((kind, index, str(error)))
+                continue
+            if (kind, index) not in self.mute:
+                yield name, reply
+
+    def order(self, kind: Any = "train", attempt: int = 0) -> Order:
+        number = self.state.round + (kind == "train")
+        return Order(kind, number, attempt, NAMES, state_bytes(self.state))
+
+    def open(self, kind: Any = "train", attempt: int = 0) -> Opened:
+        """One attempt, and the step."""
+        opened = self.sum(self.exchange, self.order(kind, attempt))
+        if kind == "train":
+            self.state = self.after(opened)
+        return opened
+
+    def after(self, opened: Opened) -> State:
+        return after_sum(self.study, self.state, opened.values, opened.lanes, opened.sites, N, N)
+
+    def fails(self, match: str, kind: Any = "train", attempt: int = 0) -> None:
+        with pytest.raises((ProtocolError, AbsentError), match=match):
+            self.sum(self.exchange, self.order(kind, attempt))
+
+    def kinds(self) -> list[str]:
+        """The exchanges so far, each once."""
+        found = [kind for kind, _, _ in self.told]
+        return [one for at, one in enumerate(found) if at == 0 or found[at - 1] != one]
+
+    def directions(self, index: int) -> Any:
+        last = next(m for k, i, m in reversed(self.told) if (k, i) == ("start", index))
+        return read_directions(last)
+
+
+@pytest.fixture
+def team() -> Team:
+    return Team()
+
+
+SETUP, SUM = ["hello", "roster", "group"], ["start", "cohort", "survivors", "unmask"]
+
+
+def assert_sum_of(team: Team, opened: Opened, sites: Sequence[int]) -> None:
+    given = [team.work[index].given[-1] for index in sites]
+    assert opened.sites == tuple(NAMES[index] for index in sites)
+    assert np.array_equal(opened.values, sum(one.values.astype(np.int64) for one in given))
+    assert np.array_equal(opened.lanes, sum(one.lanes for one in given))
+
+
+# Sums and runs
+
+
+def test_the_sum_is_that_of_the_sites(team: Team) -> None:
+    assert_sum_of(team, team.open(), range(N))
+    assert_sum_of(team, team.open("evaluate", 1), range(N))
+
+
+def test_values_and_lanes_are_wide_enough_to_go_on_with(team: Team) -> None:
+    opened = team.open()
+    assert (opened.values.dtype, opened.lanes.dtype) == (np.int64, np.int64)
+    opened.lanes[0] += 1  # its own memory
+
+
+def test_setup_takes_three_exchanges_and_a_sum_four(team: Team) -> None:
+    team.open()
+    assert team.kinds() == SETUP + SUM
+
+
+def test_one_run_serves_many_sums(team: Team) -> None:
+    for _ in range(3):
+        team.open()
+        team.open("evaluate", 1)
+    assert team.kinds() == SETUP + 6 * SUM
+
+
+@pytest.mark.parametrize("kind", ["start", "cohort", "survivors", "unmask"])
+def test_a_site_that_drops_leaves_the_sum_exact(team: Team, kind: str) -> None:
+    steps = SUM[SUM.index(kind) :]
+    team.lost = {(step, 1) for step in steps}
+    gone = kind in {"start", "cohort"}
+    assert_sum_of(team, team.open(), [0, 2, 3] if gone else range(N))
+
+
+def test_a_member_that_was_not_ready_ends_the_run(team: Team) -> None:
+    team.mute = {("start", 1)}
+    team.open()
+    team.mute = set()
+    team.open()
+    assert team.kinds() == 2 * (SETUP + SUM)
+
+
+@pytest.mark.parametrize("kind", ["cohort", "survivors", "unmask"])
+def test_a_member_that_dropped_later_does_not(team: Team, kind: str) -> None:
+    team.mute = {(kind, 1)}
+    team.open()
+    team.mute = set()
+    team.open()
+    assert team.kinds() == SETUP + 2 * SUM
+
+
+def test_a_site_that_did_not_greet_is_no_member(team: Team) -> None:
+    team.lost = {("hello", 1)}
+    assert_sum_of(team, team.open(), [0, 2, 3])
+    team.lost = set()
+    assert_sum_of(team, team.open(), range(N))
+    assert team.kinds() == 2 * (SETUP + SUM)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("hello", "expected at least 3 sites for a run of 4, got 2"),
+        ("roster", "message 3: expected parts of all 4 sites"),
+        ("group", "message 3: expected all members to go on, site-1, site-2 did not"),
+        ("start", "expected at least 3 sites in the cohort"),
+        ("cohort", "expected at least 3 masked vectors"),
+        ("survivors", "expected at least 3 acknowledgements"),
+        ("unmask", "expected at least 3 right unmasking answers"),
+    ],
+)
+def test_too_few_answers_end_the_attempt_and_the_run(team: Team, kind: str, match: str) -> None:
+    team.mute = {(kind, 1), (kind, 2)}
+    team.fails(match)
+    team.mute, team.told = set(), []
+    assert_sum_of(team, team.open(attempt=2), range(N))
+    assert team.kinds() == SETUP + SUM
+
+
+@pytest.mark.parametrize("kind", SETUP + SUM)
+def test_nobody_there_is_told_apart_from_too_few(team: Team, kind: str) -> None:
+    team.lost = {(kind, index) for index in range(N)}
+    with pytest.raises(AbsentError, match=f"{kind}: expected answers, none of 4 sites was there"):
+        team.open()
+
+
+def test_a_late_answer_does_not_confirm_the_setup(team: Team) -> None:
+    def late(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        for name, reply in team.exchange(kind, messages, deadline_s):
+            stray = kind == "group" and name == "site-1"
+            yield name, b"its part, late" if stray else reply
+
+    with pytest.raises(ProtocolError, match="expected all members to go on, site-1 did not"):
+        team.sum(late, team.order())
+
+
+# What sites are sent
+
+
+def test_the_first_order_carries_the_state_and_no_past(team: Team) -> None:
+    state = state_bytes(team.state)
+    team.open()
+    found = team.directions(0)
+    begin = read(RoundStart, found.order).message
+    assert (found.trail, found.state) == ((), state)
+    assert (begin.kind, begin.header.counter) == (Kind.TRAIN, Counter(1, 0))
+    assert (begin.model, begin.result) == (state_hash(state), NO_RESULT)
+
+
+def test_later_orders_carry_the_last_sum_instead(team: Team) -> None:
+    first = team.open()
+    after = state_hash(state_bytes(team.state))
+    team.open("evaluate", 1)
+    found = team.directions(0)
+    assert found.state == b""
+    (opening,) = found.trail
+    result = read(Result, opening.result)
+    assert result.message.next_model == after
+    assert result.message.survivors == (0, 1, 2, 3)
+    assert len(first.sites) == 4
+    begin = read(RoundStart, found.order).message
+    assert (begin.kind, begin.model, begin.result) == (Kind.EVALUATE, after, result_hash(result))
+
+
+def test_every_sum_is_told_once(team: Team) -> None:
+    told = []
+    for _ in range(3):
+        team.open()
+        told += team.directions(1).trail
+    assert [read_header(one.result).counter for one in told] == [Counter(1, 0), Counter(2, 0)]
+
+
+def test_a_member_that_missed_the_end_of_a_sum_is_sent_it(team: Team) -> None:
+    team.lost = {(kind, 1) for kind in ("cohort", "survivors", "unmask")}
+    team.open()
+    team.lost = set()
+    team.open()
+    assert team.refused == []
+    known = team.sites[1].known
+    assert known is not None
+    assert known.computed
+
+
+def test_a_new_run_is_told_the_last_sum_and_the_state(team: Team) -> None:
+    team.open()
+    team.lost = {("start", 1)}
+    team.open()
+    team.lost = set()
+    team.open()
+    found = team.directions(1)
+    assert state_hash(found.state) == read(RoundStart, found.order).message.model
+    assert [read_header(one.result).counter for one in found.trail] == [Counter(2, 0)]
+    assert team.refused == []
+
+
+def test_after_a_failed_attempt_the_last_sum_is_still_the_last(team: Team) -> None:
+    team.open()
+    team.lost = {("start", index) for index in range(2)}
+    team.fails("cohort")
+    team.lost = set()
+    team.open(attempt=2)
+    assert team.refused == []
+    assert all(site.known and site.known.computed for site in team.sites)
+
+
+# The end
+
+
+def test_the_last_sum_is_told_at_the_end(team: Team) -> None:
+    team.open()
+    team.sum.finish(team.exchange, state_bytes(team.state))
+    assert team.kinds()[-1] == "result"
+    digest = state_hash(state_bytes(team.state))
+    assert [site.known and site.known.digest for site in team.sites] == [digest] * N
+    assert team.refused == []
+
+
+@pytest.mark.parametrize("silent", [1, N])
+def test_a_site_that_is_not_there_at_the_end_holds_nobody_up(team: Team, silent: int) -> None:
+    team.open()
+    team.lost = {("result", index) for index in range(silent)}
+    team.sum.finish(team.exchange, state_bytes(team.state))
+
+
+def test_without_a_run_nothing_is_told_at_the_end(team: Team) -> None:
+    team.lost = {("start", 1)}
+    team.open()
+    team.sum.finish(team.exchange, state_bytes(team.state))
+    assert team.kinds() == SETUP + SUM
+
+
+def test_a_cohorts_run_is_over_with_its_sum() -> None:
+    team = Team()
+    team.sum = MaskedSum(lambda _: team.coordinator, lambda _: (), 1.0, once=True)
+    team.sites = [
+        Participant(one._site, one._member, one._lineage, SiteStore(None), once=True)
+        for one in team.sites
+    ]
+    team.open()
+    team.open()
+    team.sum.finish(team.exchange, state_bytes(team.state))
+    assert team.kinds() == 2 * (SETUP + SUM)
+    assert team.directions(0).trail == ()
+
+
+# A restart
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Team:
+    return Team(ServerStore(tmp_path / "server.db"))
+
+
+def test_an_attempt_number_is_never_used_twice(stored: Team) -> None:
+    stored.mute = {("start", 1), ("start", 2)}
+    stored.fails("cohort")
+    stored.restart()
+    stored.mute = set()
+    stored.open()  # for which the rounds gave the same number
+    assert stored.refused == []
+    assert read(RoundStart, stored.directions(0).order).message.header.counter == Counter(1, 1)
+
+
+def test_a_sum_whose_shares_were_asked_for_is_finished(stored: Team) -> None:
+    stored.mute = {("unmask", 1), ("unmask", 2)}
+    stored.fails("right unmasking answers")
+    stored.mute = set()
+    stored.restart()
+    before = len(stored.told)
+    opened = stored.sum(stored.exchange, stored.order())
+    assert {kind for kind, _, _ in stored.told[before:]} == {"unmask"}
+    assert_sum_of(stored, opened, range(N))
+    assert [len(one.given) for one in stored.work] == [1] * N
+
+
+def test_an_opened_sum_is_not_asked_for_again(stored: Team) -> None:
+    opened = stored.sum(stored.exchange, stored.order())
+    stored.restart()
+    before = len(stored.told)
+    again = stored.sum(stored.exchange, stored.order())
+    assert len(stored.told) == before
+    assert np.array_equal(again.values, opened.values)
+    assert np.array_equal(again.lanes, opened.lanes)
+    assert again.sites == opened.sites
+
+
+def test_sites_follow_a_server_that_restarted_after_its_sum(stored: Team) -> None:
+    stored.open()
+    stored.restart()
+    stored.open()
+    assert stored.refused == []
+    assert all(site.known and site.known.computed for site in stored.sites)
+
+
+def test_sites_follow_a_server_that_restarted_before_its_step(stored: Team) -> None:
+    stored.open()
+    stored.sum(stored.exchange, stored.order())  # whose step was never taken
+    stored.restart()
+    stored.open()
+    stored.open()
+    assert stored.refused == []
+    assert stored.state.round == 3
+    assert all(site.known and site.known.computed for site in stored.sites)
+
+
+def test_an_attempt_that_cannot_be_finished_is_followed_by_another(stored: Team) -> None:
+    stored.open()
+    stored.lost = {("unmask", index) for index in range(2)}
+    stored.fails("right unmasking answers")
+    stored.restart()
+    stored.fails("right unmasking answers")
+    stored.lost = set()
+    stored.open(attempt=4)
+    assert stored.refused == []
+
+
+def test_a_damaged_store_ends_the_attempt_by_name(stored: Team, tmp_path: Path) -> None:
+    stored.open()
+    stored.store._connection.execute("UPDATE last_sum SET attempt = x'00'")  # type: ignore[union-attr]
+    stored.restart()
+    stored.fails("expected a suspended attempt, got damaged bytes")
+
+
+# Memory
+
+
+def test_the_server_holds_two_vectors_whatever_the_number_of_sites(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two rounds are recorded and played again, so that only the server is measured."""
+    values = 200_000
+    vector = 4 * values
+    study = parse_study({**STUDY.document(), "evaluation": {"every": 6}})
+    monkeypatch.setattr(masked.os, "urandom", lambda count: bytes(range(count)))
+    team, replies = Team(values=values, study=study), list[list[tuple[str, bytes]]]()
+
+    def recording(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        replies.append(list(team.exchange(kind, messages, deadline_s)))
+        return iter(replies[-1])
+
+    orders = []
+    for _ in range(3):
+        orders.append(team.order())
+        team.state = team.after(team.sum(recording, orders[-1]))
+    played = iter(replies)
+    team.restart()
+    tracemalloc.start()
+    try:
+        for order in orders:
+            team.sum(lambda kind, messages, deadline_s: iter(next(played)), order)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The int64 sum that is returned (2), the running sum, the sum before it as Result and in
+    # the orders, the masks of one chunk.
+    assert peak < 8 * vector, f"{peak / vector:.1f} vectors"
