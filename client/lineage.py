@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.secagg_site import Sums
+from privacy.wire import Counter
 from shared_models.messages import Directions, read_directions
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import State, read_state, state_bytes, state_hash
@@ -42,7 +43,7 @@ class Lineage:
             parameters: of the study's network.
             first_model: hash of the state that the site has by itself: the plan's first one.
         """
-        self._study, self._parameters, self._first_model = study, parameters, first_model
+        self._study, self._parameters, self.first_model = study, parameters, first_model
         self._directions: tuple[bytes, Directions] | None = None
         self._read: tuple[bytes, Known] | None = None
         self._stepped: tuple[tuple[bytes, bytes], Known] | None = None
@@ -66,7 +67,7 @@ class Lineage:
         if self._read is None or (self._read[0] is not blob and self._read[0] != blob):
             digest = state_hash(blob)
             state = read_state(blob, self._parameters)
-            self._read = (blob, Known(state, digest, blob, digest == self._first_model))
+            self._read = (blob, Known(state, digest, blob, digest == self.first_model))
         return self._read[1]
 
     def after(self, known: Known, kind: Kind, sums: Sums, names: tuple[str, ...]) -> Known:
@@ -90,19 +91,26 @@ class Lineage:
             )
         return known
 
-    def kind(self, known: Known, number: int) -> Kind:
-        """Return what the plan orders for a round number, given the state.
+    def round(self, known: Known, kind: Kind, counter: Counter) -> int:
+        """Return the number of the round that an order is for, given the state.
+
+        Args:
+            known: the state that the order starts from.
+            kind: of the order.
+            counter: of the order; its round is larger than the state says when a sum was taken
+                back before, since counters only grow.
 
         Raises:
-            ProtocolError: that round does not follow this state.
+            ProtocolError: the plan does not order this kind of round on this state.
         """
-        if number == known.state.round + 1 and number <= self._study.rounds:
-            return Kind.TRAIN
-        if number == known.state.round and self.evaluated(number):
-            return Kind.EVALUATE
+        train = kind is Kind.TRAIN
+        number = known.state.round + train
+        due = number <= self._study.rounds if train else self.evaluated(number)
+        if due and number <= counter.round:
+            return number
         raise ProtocolError(
             f"message 4: expected round {known.state.round + 1}, or an evaluation that is due, "
-            f"got round {number}; nothing was sent"
+            f"got an order to {kind.name.lower()} as round {counter.round}; nothing was sent"
         )
 
     def evaluated(self, number: int) -> bool:

@@ -20,7 +20,7 @@ from privacy.roster import Kind
 from privacy.secagg_messages import NO_RESULT, RoundStart
 from privacy.secagg_replay import replay
 from privacy.wire import Counter, read, read_header
-from shared_models.messages import Opening, read_call
+from shared_models.messages import PLACES_MAX, Opening, checkable, greeting, place, read_call
 
 # The numbers of a run's members in the whole roster (none: everyone) -> the site's place in it.
 Member = Callable[[tuple[int, ...]], secagg_setup.Site]
@@ -51,8 +51,9 @@ class Store(Protocol):
         values: npt.NDArray[np.int32],
         lanes: npt.NDArray[np.int64],
     ) -> None: ...
-    def state(self) -> tuple[bytes, bytes] | None: ...  # noqa: D102
+    def states(self) -> list[tuple[bytes, bytes]]: ...  # noqa: D102
     def keep_state(self, blob: bytes, result: bytes) -> None: ...  # noqa: D102
+    def take_back(self, result: bytes) -> None: ...  # noqa: D102
 
 
 _Phase = (
@@ -88,11 +89,15 @@ class Participant:
         # Kept until its Result is checked or another answer is given: a server that restarts may
         # open it although it has begun another attempt since.
         self._revealed: secagg_site.Revealed | None = None
+        # What it computed itself and the Result that led there, newest first: the present place
+        # and the one before, to which the server may have to go back (section 6).
+        self._places = [
+            (replace(lineage.told(blob), computed=True), result) for blob, result in store.states()
+        ]
         self._known: Known | None = None
         self._result = NO_RESULT
-        kept = store.state()
-        if kept is not None:
-            self._known, self._result = replace(lineage.told(kept[0]), computed=True), kept[1]
+        if self._places:
+            self._known, self._result = self._places[0]
 
     @property
     def known(self) -> Known | None:
@@ -125,7 +130,10 @@ class Participant:
         self._grouped = None
         last = self._store.counters().get(member.index, START)
         self._phase, answer = secagg_setup.hello(member, run, last)
-        return answer
+        names = self._vouched()
+        if self._revealed is not None:
+            names.append(checkable(self._revealed.attempt.run, self._revealed.attempt.counter))
+        return greeting(answer, names)
 
     def _join(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_setup.Greeted):
@@ -151,14 +159,27 @@ class Participant:
             self._follow(opening, grouped)
         begin = read(RoundStart, order).message
         known, result = self._adopt(begin, blob)
-        kind = self._lineage.kind(known, begin.header.counter.round)
-        expected = secagg_site.Expected(kind, known.digest, result)
+        self._lineage.round(known, begin.kind, begin.header.counter)
+        expected = secagg_site.Expected(begin.kind, known.digest, result)
         last = self._store.counters().get(grouped.site.index, START)
         computed = known.computed or self._once
         phase, answer = secagg_site.start(grouped, order, expected, last, computed)
         self._store.advance(grouped.site.index, phase.attempt.counter)
         self._phase, self._known, self._result = phase, known, result
+        if known.computed and self._places and self._places[0][1] != result:
+            # The last sum was taken back: what followed from it is of no use to anybody.
+            self._places = [one for one in self._places if one[1] == result]
+            self._store.take_back(result)
         return answer
+
+    def _vouched(self) -> list[bytes]:
+        """Return the places that the site computed itself, newest first; the first is the plan's.
+
+        Those it goes on from whenever the server asks: a sum that is opened again on one of them
+        is of fresh draws, and debited (section 6).
+        """
+        own = [place(known.digest, result) for known, result in self._places]
+        return [*own, place(self._lineage.first_model, NO_RESULT)][:PLACES_MAX]
 
     def _follow(self, opening: Opening, grouped: secagg_setup.Grouped) -> None:
         """Check one opened sum and take its step, when it follows the own state (section 6)."""
@@ -166,12 +187,17 @@ class Participant:
         begin = read(RoundStart, opening.start).message
         if known is None or begin.model != known.digest or begin.result != self._result:
             return  # an older one, or of a state that this site does not have
-        kind = self._lineage.kind(known, begin.header.counter.round)
+        kind = begin.kind
+        self._lineage.round(known, kind, begin.header.counter)
         if revealed is not None and (revealed.attempt.run, revealed.attempt.counter) == (
             begin.header.run,
             begin.header.counter,
         ):
-            sums = secagg_site.check(revealed, opening.result)
+            try:
+                sums = secagg_site.check(revealed, opening.result)
+            except secagg_site.SpoiltSumError:
+                self._revealed = None  # it will be no better: the server must take it back
+                raise
         elif begin.header.run == grouped.run:
             expected = secagg_site.Expected(kind, known.digest, self._result)
             sums = replay(grouped, *opening, expected)
@@ -181,6 +207,7 @@ class Participant:
         self._known = self._lineage.after(known, kind, sums, names)
         self._result, self._revealed = sums.result_hash, None
         if self._known.computed:
+            self._places = [(self._known, self._result), *self._places][:PLACES_MAX]
             self._store.keep_state(self._known.blob, self._result)
 
     def _adopt(self, begin: RoundStart, blob: bytes) -> tuple[Known, bytes]:
@@ -188,31 +215,33 @@ class Participant:
 
         Nothing is kept here: neither signature nor hash is checked yet.
         """
-        own = self._known
-        if own is not None and (own.digest, self._result) == (begin.model, begin.result):
+        own, asked = self._known, (begin.model, begin.result)
+        if own is not None and (own.digest, self._result) == asked:
             return own, self._result
-        if own is not None and own.computed and not self._missed(own, begin):
+        for known, result in self._places:  # also the one before the last sum
+            if (known.digest, result) == asked:
+                return known, result
+        told = self._lineage.told(blob) if blob else None
+        vouched = place(*asked) in self._vouched()  # the plan's first state, again
+        if own is not None and own.computed and not vouched and not self._missed(own, begin, told):
             if own.digest == begin.model:
                 return own, self._result  # `secagg_site.start` refuses the other result
             raise ProtocolError(
                 "message 4: expected the hash of the own model and state, got another; "
                 "nothing was sent"
             )
-        if not blob:
+        if told is None:
             raise ProtocolError("message 4: expected a state to start from, got none")
         # Nobody but those who computed it can vouch for it: `secagg_site.admit` counts them.
-        told = self._lineage.told(blob)
-        return (told if own is None else replace(told, computed=False)), begin.result
+        return (told if own is None or vouched else replace(told, computed=False)), begin.result
 
-    def _missed(self, own: Known, begin: RoundStart) -> bool:
+    def _missed(self, own: Known, begin: RoundStart, told: Known | None) -> bool:
         """Say whether sums may have been opened without this site since its own state."""
         if self._once:
             return True
-        number = begin.header.counter.round
-        built_on = number if begin.kind is Kind.EVALUATE else number - 1
-        if built_on == own.state.round and own.digest == begin.model:
-            return begin.kind is Kind.TRAIN and self._lineage.evaluated(built_on)
-        return built_on > own.state.round
+        if own.digest == begin.model:
+            return begin.kind is Kind.TRAIN and self._lineage.evaluated(own.state.round)
+        return told is not None and told.state.round > own.state.round
 
     def _contribute(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_site.Advertised) or self._known is None:
@@ -224,7 +253,8 @@ class Participant:
         # Section 6: until this site has sent Unmask, a new attempt masks the same integers again.
         stored = self._store.work(attempt.kind, known.digest)
         if stored is None:
-            number, again = attempt.counter
+            number = self._lineage.round(known, attempt.kind, attempt.counter)
+            again = (attempt.counter.round - number) << 16 | attempt.counter.attempt
             work = self._site.contribute(_WORDS[attempt.kind], known.state, number, again)
             self._store.keep_work(attempt.kind, known.digest, work.values, work.lanes)
         else:

@@ -133,11 +133,18 @@ class RunningSum:
     ``add`` folds each Masked (message 7) as it arrives; `close` ends that.
     """
 
-    def __init__(self, formed: Formed) -> None:
-        """Start from zero for this cohort."""
+    def __init__(self, formed: Formed, *, hashing: bool = False) -> None:
+        """Start from zero for this cohort.
+
+        Args:
+            formed: the cohort.
+            hashing: compare each payload with the hash that its site signed. It costs twice the
+                sum, so a server does it once a sum has failed its check (section 5).
+        """
         self.formed = formed
+        self._hashing = hashing
         self.total = masking.zero_payload(formed.started.shape)
-        self.payload_hashes: dict[int, bytes] = {}  # names a site when the sum fails its MAC
+        self.folded: set[int] = set()
         self.refused: dict[int, str] = {}
         self.closed = False
         self.opened = False
@@ -148,23 +155,29 @@ class RunningSum:
         A late one (after `close`) and a second one of a site change nothing; a wrong one changes
         nothing and its reason stands in ``refused``.
         """
-        if self.closed or site in self.payload_hashes:
+        if self.closed or site in self.folded:
             return False
+        roster = self.formed.started.server.roster
         try:
             signed = _read_from(self.formed.started, Masked, site, data)
             if site not in self.formed.readies:
                 raise _wrong(signed, "a site of the cohort", "another")
             if signed.message.cohort_hash != self.formed.cohort_hash:
                 raise _wrong(signed, "this cohort's hash", "another")
-            # section 2, message 7: length and signature; the payload's hash is not computed here
+            # section 2, message 7: length and signature
             if signed.message.length != self.total.shape.payload_bytes:
                 expected = self.total.shape.payload_bytes
                 raise _wrong(signed, f"{expected} bytes", str(signed.message.length))
+            # section 2, message 7: the payload's hash, to name a site when the sum fails its check
+            if self._hashing and (
+                hashlib.sha256(signed.tail).digest() != signed.message.payload_hash
+            ):
+                raise _wrong(signed, f"the vector that {roster.name(site)} signed", "a spoilt one")
         except ProtocolError as error:
             self.refused[site] = str(error)
             return False
         self.total.add(masking.read_payload(self.total.shape, signed.tail))
-        self.payload_hashes[site] = signed.message.payload_hash
+        self.folded.add(site)
         return True
 
 
@@ -312,7 +325,7 @@ def close(running: RunningSum) -> tuple[Closed, bytes]:
     """
     started = running.formed.started
     running.closed = True
-    survivors = tuple(sorted(running.payload_hashes))
+    survivors = tuple(sorted(running.folded))
     server = started.server
     _enough(server, len(survivors), server.plan.quorum, "masked vectors", running.refused)
     header = started.header(Survivors.NUMBER)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from privacy import keys, mac, masking, sharing
 from privacy.encoding import Integers, from_ring
+from privacy.errors import ProtocolError
 from privacy.keys import KEY_BYTES, AgreementKey
 from privacy.roster import Kind, colluders_max
 from privacy.secagg_messages import (
@@ -35,6 +36,10 @@ from privacy.secagg_messages import (
 from privacy.secagg_messages import Masked as MaskedMessage
 from privacy.secagg_setup import Grouped, Site, agree_with, check_server, refusal
 from privacy.wire import Counter, Header, Records, Signed, read, read_records, records, write
+
+
+class SpoiltSumError(ProtocolError):
+    """The server signed a sum that its MAC does not confirm: a vector was spoilt, or it lies."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +314,9 @@ def check(revealed: Revealed, data: bytes) -> Sums:
         raise refusal(12, f"sums of lanes within +-{mac.SUM_LANE_BOUND}", "a larger one")
     # section 5: sum_k S_k rho_k = tau mod p61
     if mac.tau(keys.mac_key(attempt.kappa, attempt.ctx), values, lanes) != payload.tau:
-        raise refusal(12, "a sum that its MAC confirms", "another")
+        raise SpoiltSumError(
+            "message 12: expected a sum that its MAC confirms, got another; nothing was sent"
+        )
     return Sums(values, lanes, revealed.survivors, result.message.next_model, result_hash(result))
 
 

@@ -33,9 +33,10 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS work (
     kind INTEGER, model BLOB, integers BLOB NOT NULL, lanes BLOB NOT NULL,
     PRIMARY KEY (kind, model)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS state (
-    one INTEGER PRIMARY KEY CHECK (one = 1), blob BLOB NOT NULL, result BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS states (
+    number INTEGER PRIMARY KEY, blob BLOB NOT NULL, result BLOB NOT NULL);
 """
+_STATES = 2  # the present one and the one before the last sum, which may be taken back
 
 Integers = npt.NDArray[np.int32]
 Lanes = npt.NDArray[np.int64]
@@ -176,16 +177,35 @@ class SiteStore:
             connection.execute("DELETE FROM work")
             connection.execute("INSERT INTO work VALUES (?, ?, ?, ?)", row)
 
-    def state(self) -> tuple[bytes, bytes] | None:
-        """Return the last state that the site computed itself, and the result that led to it."""
+    def states(self) -> list[tuple[bytes, bytes]]:
+        """Return the last two states that the site computed itself, newest first.
+
+        Each comes with the hash of the Result that led to it; an evaluation leads from a state to
+        itself.
+        """
         with _failing():
-            row = self._connection.execute("SELECT blob, result FROM state").fetchone()
-        return None if row is None else (bytes(row[0]), bytes(row[1]))
+            rows = self._connection.execute(
+                "SELECT blob, result FROM states ORDER BY number DESC"
+            ).fetchall()
+        return [(bytes(blob), bytes(result)) for blob, result in rows]
 
     def keep_state(self, blob: bytes, result: bytes) -> None:
         """Keep a state that the site computed itself: after a restart it can vouch for it."""
         with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?)", (blob, result))
+            connection.execute("INSERT INTO states (blob, result) VALUES (?, ?)", (blob, result))
+            connection.execute(
+                "DELETE FROM states WHERE number <= (SELECT MAX(number) FROM states) - ?",
+                (_STATES,),
+            )
+
+    def take_back(self, result: bytes) -> None:
+        """Forget the states after the one that this Result led to; all, when none is of it."""
+        with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM states WHERE number > "
+                "COALESCE((SELECT MAX(number) FROM states WHERE result = ?), -1)",
+                (result,),
+            )
 
     def close(self) -> None:
         """Close the file."""

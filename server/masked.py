@@ -4,25 +4,42 @@ The checks and the sum are the protocol's (privacy.secagg_server). A site's vect
 arrives, masked as it is; what is opened is the sum over the survivors.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Literal
 
 import numpy as np
 
 from privacy import secagg_server
 from privacy.errors import AbsentError, ProtocolError
-from privacy.roster import Kind
+from privacy.roster import Kind, colluders_max
 from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
-from privacy.secagg_server import Coordinator, Run, RunningSum
+from privacy.secagg_server import Coordinator, Formed, Run, RunningSum
 from privacy.secagg_suspend import reopened, resume, suspend
-from privacy.wire import Counter, read
-from server.rounds import Exchange, Opened, Order
+from privacy.wire import Counter, read, read_header
+from server.rounds import Exchange, Opened, Order, UnvouchedError
+from server.store import Order as Place
 from server.store import ServerStore
-from shared_models.messages import RUN_BYTES, Opening, call_to_run, directions
+from shared_models.messages import (
+    PLACES_MAX,
+    RUN_BYTES,
+    Opening,
+    call_to_run,
+    checkable,
+    directions,
+    place,
+    read_greeting,
+)
 from shared_models.strategies import state_hash
 
 _KINDS = {"train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
+_WORDS: dict[Kind, Literal["train", "evaluate"]] = {
+    Kind.TRAIN: "train",
+    Kind.EVALUATE: "evaluate",
+}
+_LOG = logging.getLogger("fedward.server")
 
 
 class MaskedSum:
@@ -52,12 +69,17 @@ class MaskedSum:
         self._trail: list[Opening] = []  # sums that some member may not have followed yet
         self._result = NO_RESULT
         self._last: tuple[bytes, bytes, secagg_server.Opened] | None = None
+        # The last orders, oldest first, and the Result that each started after.
+        self._orders: dict[Place, bytes] = {} if store is None else store.orders()
+        self._counter = Counter(0, 0) if store is None else store.counter()
+        self._suspicious = False  # whether a sum was taken back: then vectors are hashed on arrival
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
         """Ask the order's sites and return the sum of those that stayed to the end.
 
         Raises:
             ProtocolError: too few sites, or one that broke the protocol; nothing was opened.
+            UnvouchedError: too few sites computed the state: the last sum is to be taken back.
             AbsentError: no site answered at all.
         """
         digest = state_hash(order.state)
@@ -67,22 +89,13 @@ class MaskedSum:
             if finished is not None:
                 return finished
         self._extend_trail(digest)
-        run, new = self._set_up(exchange, order.sites)
-        attempt = order.attempt
-        if self._store is not None:
-            attempt = self._store.take_attempt(order.round, attempt)
-        counter = Counter(order.round, attempt)
-        started, start = secagg_server.start_round(
-            run, counter, _KINDS[order.kind], digest, self._result
-        )
+        self._stand((digest, _KINDS[order.kind]))
+        run, formed, start = self._form(exchange, order, digest)
         talk = _Talk(exchange, order.sites, self._deadline_s)
-        self._run = None  # a failed attempt ends the run
-        message = directions(start, self._trail, order.state if new else b"")
-        formed = secagg_server.form_cohort(started, talk.all("start", started.members, message))
         complete = len(formed.cohort) == len(order.sites)
         if complete:
             self._trail = []  # who is ready has followed it
-        running = RunningSum(formed)
+        running = RunningSum(formed, hashing=self._suspicious)
         for site, reply in talk.each("cohort", formed.cohort, formed.message):
             running.add(site, reply)
         closed, survivors = secagg_server.close(running)
@@ -95,7 +108,86 @@ class MaskedSum:
         # A member that was silent has no keys any more, or is gone: the next sum is a new run.
         if complete and not self._once:
             self._run = (order.sites, run)
+        for site, reason in sorted({**formed.refused, **opened.refused}.items()):
+            _LOG.warning("round %d: %s was left out: %s", order.round, order.sites[site], reason)
         return _named(opened, order.sites)
+
+    def _form(self, exchange: Exchange, order: Order, digest: bytes) -> tuple[Run, Formed, bytes]:
+        """Start an attempt and return its run, cohort and RoundStart (messages 4 to 6).
+
+        In a run that is going on, sites that refuse the last sum do so here. Nothing was masked
+        and no record read, so a new run, in which they say what they computed, is the same attempt.
+        """
+        going_on = self._run is not None and self._run[0] == order.sites
+        try:
+            return self._start(exchange, order, digest)
+        except ProtocolError as error:
+            if not going_on:
+                raise
+            _LOG.warning("round %d: %s; a new run begins", order.round, error)
+        return self._start(exchange, order, digest)
+
+    def _start(self, exchange: Exchange, order: Order, digest: bytes) -> tuple[Run, Formed, bytes]:
+        run, new = self._set_up(exchange, order, digest)
+        counter = self._next_counter(Counter(order.round, order.attempt))
+        started, start = secagg_server.start_round(
+            run, counter, _KINDS[order.kind], digest, self._result
+        )
+        talk = _Talk(exchange, order.sites, self._deadline_s)
+        self._run = None  # a failed attempt ends the run
+        message = directions(start, self._trail, order.state if new else b"")
+        formed = secagg_server.form_cohort(started, talk.all("start", started.members, message))
+        return run, formed, start
+
+    def _next_counter(self, wanted: Counter) -> Counter:
+        """Take a counter above all before: also when a sum was taken back and its round is due."""
+        last = self._counter
+        self._counter = wanted if wanted > last else Counter(last.round, last.attempt + 1)
+        if self._store is not None:
+            self._store.keep_counter(self._counter)
+        return self._counter
+
+    def _stand(self, order: Place) -> None:
+        """Note the Result that an order starts after; one known from before is gone back to."""
+        if order in self._orders and self._orders[order] != self._result:
+            self._result, self._trail = self._orders[order], []
+            return
+        self._orders.pop(order, None)
+        self._orders[order] = self._result
+        self._orders = dict(list(self._orders.items())[-PLACES_MAX:])
+        if self._store is not None:
+            self._store.keep_orders(self._orders)
+
+    def _check_vouched(self, order: Place, named: Sequence[tuple[bytes, ...]], n: int) -> None:
+        """Check that enough sites computed the order's state, or take the last sum back.
+
+        A site that did not compute it wants floor((n-1)/3) + 1 others that did (section 6). Who
+        can check the last sum will have computed it.
+        """
+        needed = colluders_max(n) + 1
+        for (model, kind), result in reversed(self._orders.items()):
+            names = {place(model, result)}
+            if (model, kind) == order and self._trail:
+                last = read_header(self._trail[-1].start)
+                names.add(checkable(last.run, last.counter))
+            if sum(not names.isdisjoint(one) for one in named) < needed:
+                continue
+            if (model, kind) == order:
+                return
+            self._suspicious = True
+            self._orders = {(model, kind): result}
+            if self._store is not None:
+                self._store.keep_orders(self._orders, forget_sum=True)
+            raise UnvouchedError(
+                f"expected {needed} sites that computed the state, got fewer: they refused the "
+                "last sum or lost its key; it is taken back",
+                model,
+                _WORDS[kind],
+            )
+        raise ProtocolError(
+            f"expected {needed} sites that computed the state or the one before it, got fewer; "
+            "nothing was opened"
+        )
 
     def _note(self, start: bytes, ack_set: bytes, opened: secagg_server.Opened) -> None:
         if self._store is not None:
@@ -114,8 +206,7 @@ class MaskedSum:
             return None
         agreed, start, ack_set = resume(self._coordinator(order.sites), kept[0])
         begin = read(RoundStart, start).message
-        same = (begin.kind, begin.header.counter.round) == (_KINDS[order.kind], order.round)
-        same = same and begin.model == digest
+        same = (begin.kind, begin.model) == (_KINDS[order.kind], digest)
         self._result = begin.result  # what the sites had before it
         if kept[1] is not None:
             opened = reopened(agreed, kept[1])
@@ -149,8 +240,9 @@ class MaskedSum:
         self._trail = [*self._trail, Opening(start, ack_set, result)]
         self._last = None
 
-    def _set_up(self, exchange: Exchange, sites: tuple[str, ...]) -> tuple[Run, bool]:
+    def _set_up(self, exchange: Exchange, order: Order, digest: bytes) -> tuple[Run, bool]:
         """Return the run that is still good, or a new one (messages 1 to 3); and whether new."""
+        sites = order.sites
         if self._run is not None and self._run[0] == sites:
             return self._run[1], False
         # Of the runs before, only the last sum can still be checked: by those who revealed it.
@@ -160,7 +252,12 @@ class MaskedSum:
         run = os.urandom(RUN_BYTES)
         everyone = tuple(range(len(sites)))
         call = call_to_run(run, self._places(sites))
-        gathered, roster = secagg_server.gather(server, run, talk.all("hello", everyone, call))
+        greetings: dict[int, tuple[bytes, ...]] = {}
+        hellos = _greeted(talk.all("hello", everyone, call), greetings)
+        gathered, roster = secagg_server.gather(server, run, hellos)
+        if not self._once:
+            named = [greetings[index] for index in gathered.members]
+            self._check_vouched((digest, _KINDS[order.kind]), named, server.plan.n)
         parts = talk.all("roster", gathered.members, roster)
         ready, messages = secagg_server.relay(gathered, parts)
         confirmations = talk.each("group", ready.members, messages.__getitem__)
@@ -173,6 +270,17 @@ class MaskedSum:
                 "nothing was opened"
             )
         return ready, True
+
+
+def _greeted(
+    answers: Iterator[tuple[int, bytes]], names: dict[int, tuple[bytes, ...]]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield each site's RunHello; put aside from where it can go on."""
+    for site, answer in answers:
+        with suppress(ProtocolError):  # no greeting: as if it had not answered
+            hello, known = read_greeting(answer)
+            names.setdefault(site, known)
+            yield site, hello
 
 
 def _named(opened: secagg_server.Opened, sites: tuple[str, ...]) -> Opened:

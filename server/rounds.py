@@ -17,7 +17,7 @@ from shared_models.lanes import training_loss
 from shared_models.metrics import metrics_from_cells
 from shared_models.sections import NoPrivacy
 from shared_models.steps import after_sum, evaluation_due
-from shared_models.strategies import state_bytes
+from shared_models.strategies import state_bytes, state_hash
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
@@ -53,11 +53,27 @@ class Opened:
     sites: tuple[str, ...]
 
 
+class UnvouchedError(ProtocolError):
+    """Too few sites computed the order's state: the study goes on from the one before.
+
+    Attributes:
+        model: hash of the state before the last sum.
+        kind: what that sum was for.
+    """
+
+    def __init__(self, message: str, model: bytes, kind: Literal["train", "evaluate"]) -> None:
+        super().__init__(message)
+        self.model, self.kind = model, kind
+
+
 class Summation(Protocol):
     """Opens sums: masked, or in a simulation plain."""
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
-        """Send the order and return the sum, or raise ProtocolError or AbsentError."""
+        """Send the order and return the sum, or raise ProtocolError or AbsentError.
+
+        UnvouchedError, a ProtocolError, asks for the sum before to be taken back.
+        """
 
     def finish(self, exchange: Exchange, state: bytes) -> None:
         """Tell the sites the last sum and the state it led to; no order follows."""
@@ -102,17 +118,23 @@ def run_rounds(
         if awaits_evaluation(study, now):
             asked = tuple(cohorts(now.state.round))
             opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
+            if opened is None:
+                continue
+            before = replace(now, before=None)
             row: Row = {**now.history[-1], **_released(study, opened)}
             now = replace(now, history=(*now.history[:-1], row))
-            now = replace(now, stopped=_stalled(study, now.history))
+            now = replace(now, stopped=_stalled(study, now.history), before=before)
         elif now.state.round < study.rounds:
             asked = tuple(cohorts(now.state.round + 1))
             opened, now = _open(study, now, "train", asked, exchange, summation, keep)
+            if opened is None:
+                continue
+            before = replace(now, before=None)
             state = after_sum(
                 study, now.state, opened.values, opened.lanes, opened.sites, of, sites
             )
             row = {"round": state.round, "sites": len(opened.sites), **_loss(opened)}
-            now = replace(now, state=state, history=(*now.history, row))
+            now = replace(now, state=state, history=(*now.history, row), before=before)
         else:
             break
         # Also between a round's two sums: the sites go on from the first, and cannot go back.
@@ -136,8 +158,11 @@ def _open(
     exchange: Exchange,
     summation: Summation,
     keep: Callable[[Checkpoint], None],
-) -> tuple[Opened, Checkpoint]:
-    """Try until a sum opens or the spare attempts are spent: sections 6 and 7 of the protocol."""
+) -> tuple[Opened | None, Checkpoint]:
+    """Try until a sum opens or the spare attempts are spent: sections 6 and 7 of the protocol.
+
+    Without a sum, the checkpoint is the one before the last sum: that one was taken back.
+    """
     state = state_bytes(now.state)
     number = now.state.round + (kind == "train")  # an evaluation looks at the round's own model
     while True:
@@ -145,11 +170,23 @@ def _open(
         order = Order(kind, number, attempt, asked, state)
         try:
             return summation(exchange, order), now
-        except (ProtocolError, AbsentError):
-            now = replace(now, spent_attempts=now.spent_attempts + 1)
+        except (ProtocolError, AbsentError) as error:
+            taken_back = isinstance(error, UnvouchedError) and _is_before(study, now, error)
+            spent = now.spent_attempts + 1
+            now = replace((now.before if taken_back else None) or now, spent_attempts=spent)
             keep(now)
-            if now.spent_attempts > study.spare_attempts:
+            if spent > study.spare_attempts:
                 raise
+            if taken_back:
+                return None, now
+
+
+def _is_before(study: Study, now: Checkpoint, lost: UnvouchedError) -> bool:
+    """Say whether the checkpoint before the last sum is the one that the sites can go on from."""
+    before = now.before
+    if before is None or state_hash(state_bytes(before.state)) != lost.model:
+        return False
+    return awaits_evaluation(study, before) == (lost.kind == "evaluate")
 
 
 def _loss(opened: Opened) -> Row:

@@ -5,14 +5,21 @@ One SQLite file; every write is on disk before anything is sent. Section 2 of th
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from privacy.errors import DataError
+from privacy.roster import Kind
+from privacy.wire import Counter
+
+Order = tuple[bytes, Kind]  # a model's hash, and what it was sent out for
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS attempts (round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS counter (
+    one INTEGER PRIMARY KEY CHECK (one = 1), round INTEGER NOT NULL, attempt INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS orders (
+    number INTEGER PRIMARY KEY, model BLOB NOT NULL, kind INTEGER NOT NULL, result BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS last_sum (
     one INTEGER PRIMARY KEY CHECK (one = 1), attempt BLOB NOT NULL, opened BLOB);
 """
@@ -38,15 +45,40 @@ class ServerStore:
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_TABLES)
 
-    def take_attempt(self, number: int, wanted: int) -> int:
-        """Return the attempt number to use in a round: ``wanted``, or the next one not yet used."""
+    def keep_counter(self, counter: Counter) -> None:
+        """Keep the counter of the attempt that is about to begin."""
         with self._writing() as connection:
-            row = connection.execute(
-                "SELECT attempt FROM attempts WHERE round = ?", (number,)
-            ).fetchone()
-            attempt = wanted if row is None else max(wanted, int(row[0]) + 1)
-            connection.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?)", (number, attempt))
-        return attempt
+            connection.execute("INSERT OR REPLACE INTO counter VALUES (1, ?, ?)", counter)
+
+    def counter(self) -> Counter:
+        """Return the last counter used; (0, 0) before the first."""
+        with _failing(self._path):
+            row = self._connection.execute("SELECT round, attempt FROM counter").fetchone()
+        return Counter(0, 0) if row is None else Counter(*row)
+
+    def keep_orders(self, orders: Mapping[Order, bytes], *, forget_sum: bool = False) -> None:
+        """Keep which Result each of the last orders started after, oldest first.
+
+        Args:
+            orders: model and kind to the Result's hash.
+            forget_sum: in the same moment forget the last sum: it was taken back.
+        """
+        rows = [(model, int(kind), result) for (model, kind), result in orders.items()]
+        with self._writing() as connection:
+            connection.execute("DELETE FROM orders")
+            connection.executemany(
+                "INSERT INTO orders (model, kind, result) VALUES (?, ?, ?)", rows
+            )
+            if forget_sum:
+                connection.execute("DELETE FROM last_sum")
+
+    def orders(self) -> dict[Order, bytes]:
+        """Return the last orders, oldest first."""
+        with _failing(self._path):
+            rows = self._connection.execute(
+                "SELECT model, kind, result FROM orders ORDER BY number"
+            ).fetchall()
+        return {(bytes(model), Kind(kind)): bytes(result) for model, kind, result in rows}
 
     def keep_attempt(self, attempt: bytes) -> None:
         """Keep an attempt whose shares are about to be asked for; the one before is forgotten."""

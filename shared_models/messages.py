@@ -1,8 +1,9 @@
-"""The two messages around the aggregation protocol: the call to a run, and a round's directions.
+"""The messages around the aggregation protocol: call to a run, greeting, a round's directions.
 
 Everything else on the wire is the protocol's own (privacy.wire, privacy.secagg_messages).
 """
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -16,6 +17,10 @@ _COUNT = struct.Struct("<H")
 _MEMBER = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 TRAIL_MAX = 16  # a site that missed more takes the state from the server
+PLACES_MAX = 2  # a sum starts from a place that enough sites computed: one step back is enough
+_NAMES_MAX = PLACES_MAX + 1  # and the attempt whose sum the site can still check
+_NAME_BYTES = 32
+_ATTEMPT = struct.Struct("<IH")
 
 
 def call_to_run(run: bytes, members: tuple[int, ...] = ()) -> bytes:
@@ -44,6 +49,52 @@ def read_call(message: bytes) -> tuple[bytes, tuple[int, ...]]:
     if any(left >= right for left, right in pairwise(members)):
         raise ProtocolError("expected members in ascending order, got others")
     return message[:RUN_BYTES], members
+
+
+def place(model: bytes, result: bytes) -> bytes:
+    """Return the 32-byte name of a point in a study's history: a state and the sum before it.
+
+    Args:
+        model: hash of model and strategy state.
+        result: hash of the last Result; an evaluation has one and leaves the state as it is.
+    """
+    return hashlib.sha256(b"fedward place" + model + result).digest()
+
+
+def checkable(run: bytes, attempt: tuple[int, int]) -> bytes:
+    """Return the 32-byte name of an attempt whose sum a site can check: it has its key.
+
+    Args:
+        run: id of the run, 16 bytes.
+        attempt: the counter, round and attempt.
+    """
+    return hashlib.sha256(b"fedward check" + run + _ATTEMPT.pack(*attempt)).digest()
+
+
+def greeting(hello: bytes, names: Sequence[bytes]) -> bytes:
+    """Return a site's answer to a call: RunHello, and from where it can go on by itself.
+
+    Args:
+        hello: the signed RunHello.
+        names: of places that it computed, and of the attempt whose sum it can check. A hint,
+            unsigned: it helps the server to choose, and whether a site goes on from there is the
+            site's own check (section 6 of the protocol).
+    """
+    return _COUNT.pack(len(names)) + b"".join(names) + hello
+
+
+def read_greeting(message: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return RunHello and the names.
+
+    Raises:
+        ProtocolError: the length does not fit.
+    """
+    count = _COUNT.unpack_from(message)[0] if len(message) >= _COUNT.size else -1
+    end = _COUNT.size + count * _NAME_BYTES
+    if not 0 <= count <= _NAMES_MAX or len(message) < end:
+        raise ProtocolError(f"expected a greeting, got {len(message)} other bytes")
+    starts = range(_COUNT.size, end, _NAME_BYTES)
+    return message[end:], tuple(message[at : at + _NAME_BYTES] for at in starts)
 
 
 class Opening(NamedTuple):

@@ -58,12 +58,15 @@ class VolatileStore:
         del run, counter, ack_set, answer
         self._work = None
 
-    def state(self) -> tuple[bytes, bytes] | None:
-        """Return None: a simulation goes on from its checkpoint."""
-        return None
+    def states(self) -> list[tuple[bytes, bytes]]:
+        """Return none: a simulation goes on from its checkpoint."""
+        return []
 
     def keep_state(self, blob: bytes, result: bytes) -> None:
         """Forget: the participant holds it."""
+
+    def take_back(self, result: bytes) -> None:
+        """Do nothing: the participant forgets."""
 
     def work(self, kind: Kind, model: bytes) -> Work | None:
         """Return the integers of an open round."""

@@ -83,6 +83,13 @@ class Work:
         return Contribution(values, np.array([1 << 16, 5, 7], np.int64))
 
 
+class Headlong(MaskedSum):
+    """A server that asks sites to go on from its state, whatever they say they computed."""
+
+    def _check_vouched(self, *arguments: object) -> None:
+        pass
+
+
 class Study:
     """Four hospitals with stores on disk, and a server that keeps the study's state."""
 
@@ -111,7 +118,7 @@ class Study:
         return Participant(self.work[index], lambda _: place, lineage, self.stores[index])  # type: ignore[arg-type]
 
     def restart_server(self) -> None:
-        self.server = MaskedSum(lambda _: Coordinator(BOSS, PLAN, ROSTER), lambda _: (), 1.0)
+        self.server = Headlong(lambda _: Coordinator(BOSS, PLAN, ROSTER), lambda _: (), 1.0)
 
     def sum(self, number: int, attempt: int = 0, kind: Any = "train") -> None:
         """One attempt on the server's state, which takes the strategy's step when it is opened."""

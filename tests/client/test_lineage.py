@@ -10,6 +10,7 @@ from client.lineage import Known, Lineage
 from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.secagg_site import Sums
+from privacy.wire import Counter
 from shared_models.messages import directions
 from shared_models.steps import after_sum
 from shared_models.strategies import State, first_state, state_bytes, state_hash
@@ -184,18 +185,30 @@ def at(number: int) -> Known:
 def test_the_plan_orders_the_kind_of_a_round(
     lineage: Lineage, state: int, number: int, kind: Kind
 ) -> None:
-    assert lineage.kind(at(state), number) is kind
+    assert lineage.round(at(state), kind, Counter(number, 0)) == number
+    assert lineage.round(at(state), kind, Counter(number + 1, 0)) == number  # a sum was taken back
 
 
 @pytest.mark.parametrize(
-    ("state", "number"),
-    [(0, 0), (0, 2), (1, 1), (1, 3), (2, 1), (3, 3), (4, 5), (4, 3), (3, 5)],
+    ("state", "kind", "number"),
+    [
+        (0, Kind.EVALUATE, 0),
+        (0, Kind.TRAIN, 0),
+        (1, Kind.EVALUATE, 1),
+        (1, Kind.TRAIN, 1),
+        (2, Kind.TRAIN, 2),
+        (2, Kind.EVALUATE, 1),
+        (3, Kind.EVALUATE, 3),
+        (4, Kind.TRAIN, 5),
+        (4, Kind.EVALUATE, 3),
+    ],
 )
-def test_a_round_that_does_not_follow_the_state_is_refused(
-    lineage: Lineage, state: int, number: int
+def test_an_order_that_does_not_follow_the_state_is_refused(
+    lineage: Lineage, state: int, kind: Kind, number: int
 ) -> None:
-    with pytest.raises(ProtocolError, match=f"expected round {state + 1}, .* got round {number};"):
-        lineage.kind(at(state), number)
+    told = f"expected round {state + 1}, .* got an order to {kind.name.lower()} as round {number};"
+    with pytest.raises(ProtocolError, match=told):
+        lineage.round(at(state), kind, Counter(number, 0))
 
 
 def test_the_last_round_is_evaluated_whatever_its_number() -> None:
@@ -214,4 +227,4 @@ def test_under_privacy_no_evaluation_is_due() -> None:
     }
     lineage = Lineage(study(privacy=private), P, DIGEST)
     with pytest.raises(ProtocolError, match="expected round 3"):
-        lineage.kind(at(2), 2)
+        lineage.round(at(2), Kind.EVALUATE, Counter(2, 0))

@@ -212,13 +212,13 @@ def test_a_refused_answer_forgets_nothing(again: Again) -> None:
 
 
 def test_a_new_store_has_no_state(again: Again) -> None:
-    assert again().state() is None
+    assert again().states() == []
 
 
 def test_the_last_state_comes_back_with_its_result(again: Again) -> None:
     again().keep_state(b"first", MODEL)
     again().keep_state(b"second", OTHER_MODEL)
-    assert again().state() == (b"second", OTHER_MODEL)
+    assert again().states() == [(b"second", OTHER_MODEL), (b"first", MODEL)]
 
 
 # The file

@@ -63,10 +63,32 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 def test_a_folder_holds_one_model_and_one_document(tmp_path: Path) -> None:
     save(tmp_path, OLD)
     save(tmp_path, NEW)
-    assert sorted(f.name for f in tmp_path.iterdir()) == [
-        "checkpoint.json",
-        "round-000002.safetensors",
+    assert [f.name.split("-")[:2] for f in sorted(tmp_path.iterdir())] == [
+        ["checkpoint.json"],
+        ["round", "000002"],
     ]
+
+
+def test_the_study_before_the_last_sum_is_read_back_too(tmp_path: Path) -> None:
+    save(tmp_path, OLD)
+    save(tmp_path, replace(NEW, before=OLD))
+    found = load(tmp_path, P)
+    assert found is not None
+    assert same(found.before, OLD)
+    assert same(replace(found, before=None), NEW)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_round_that_is_run_again_does_not_write_over_the_file_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, NEW)
+    other = replace(NEW, state=State(2, np.zeros(P), {"m": np.ones(P)}))
+    with monkeypatch.context() as patch:
+        crashing(patch, "replace", 1, after=True)  # its vectors are there, its document is not
+        with pytest.raises(Crash):
+            save(tmp_path, other)
+    assert same(load(tmp_path, P), NEW)
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
@@ -210,7 +232,7 @@ def test_a_document_with_a_wrong_entry_is_damage(
 
 def test_a_changed_byte_of_the_model_is_damage(tmp_path: Path) -> None:
     save(tmp_path, OLD)
-    path = tmp_path / "round-000001.safetensors"
+    (path,) = tmp_path.glob("round-000001-*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -220,7 +242,8 @@ def test_a_changed_byte_of_the_model_is_damage(tmp_path: Path) -> None:
 
 def test_a_lost_model_is_damage(tmp_path: Path) -> None:
     save(tmp_path, OLD)
-    (tmp_path / "round-000001.safetensors").unlink()
+    (path,) = tmp_path.glob("round-000001-*.safetensors")
+    path.unlink()
     with pytest.raises(DataError, match="damaged"):
         load(tmp_path, P)
 
