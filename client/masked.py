@@ -17,7 +17,7 @@ from client.site import Contribution, Site
 from privacy import secagg_setup, secagg_site
 from privacy.errors import ProtocolError
 from privacy.roster import Kind
-from privacy.secagg_messages import NO_RESULT, RoundStart
+from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
 from privacy.secagg_replay import replay
 from privacy.wire import Counter, read, read_header
 from shared_models.messages import PLACES_MAX, Opening, checkable, greeting, place, read_call
@@ -290,8 +290,13 @@ class Participant:
         """Check the study's last sum; no round follows that would carry it."""
         if self._grouped is None:
             raise _out_of_order("result")
-        for opening in self._lineage.directions(message).trail:
+        trail = self._lineage.directions(message).trail
+        for opening in trail:
             self._follow(opening, self._grouped)
+        if not trail or result_hash(read(Result, trail[-1].result)) != self._result:
+            raise ProtocolError(
+                "message 12: expected a sum that follows the own state, got another; it is left out"
+            )
         return b""
 
 

@@ -39,7 +39,7 @@ from privacy.wire import Counter, Header, Records, Signed, read, read_records, r
 
 
 class SpoiltSumError(ProtocolError):
-    """The server signed a sum that its MAC does not confirm: a vector was spoilt, or it lies."""
+    """The server signed a sum that is none of honest vectors: one was spoilt, or it lies."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,10 @@ def check(revealed: Revealed, data: bytes) -> Sums:
     values, lanes = from_ring(payload.values), payload.lanes.view("<i8")
     # section 5: a lane moved by p61 has the same tau, and only one of the two is in range
     if not mac.lanes_within(lanes, mac.SUM_LANE_BOUND):
-        raise refusal(12, f"sums of lanes within +-{mac.SUM_LANE_BOUND}", "a larger one")
+        raise SpoiltSumError(
+            f"message 12: expected sums of lanes within +-{mac.SUM_LANE_BOUND}, got a larger one; "
+            "nothing was sent"
+        )
     # section 5: sum_k S_k rho_k = tau mod p61
     if mac.tau(keys.mac_key(attempt.kappa, attempt.ctx), values, lanes) != payload.tau:
         raise SpoiltSumError(

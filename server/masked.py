@@ -39,6 +39,7 @@ _WORDS: dict[Kind, Literal["train", "evaluate"]] = {
     Kind.TRAIN: "train",
     Kind.EVALUATE: "evaluate",
 }
+Stand = tuple[bytes, Kind | None]  # a model's hash and what is to be done with it; None: nothing
 _LOG = logging.getLogger("fedward.server")
 
 
@@ -85,7 +86,8 @@ class MaskedSum:
         digest = state_hash(order.state)
         if self._restarted and self._store is not None:
             self._restarted = False
-            finished = self._pick_up(exchange, order, digest, self._store)
+            stand = (digest, _KINDS[order.kind])
+            finished = self._pick_up(exchange, order.sites, stand, self._store)
             if finished is not None:
                 return finished
         self._extend_trail(digest)
@@ -128,7 +130,7 @@ class MaskedSum:
         return self._start(exchange, order, digest)
 
     def _start(self, exchange: Exchange, order: Order, digest: bytes) -> tuple[Run, Formed, bytes]:
-        run, new = self._set_up(exchange, order, digest)
+        run, new = self._set_up(exchange, order.sites, (digest, _KINDS[order.kind]))
         counter = self._next_counter(Counter(order.round, order.attempt))
         started, start = secagg_server.start_round(
             run, counter, _KINDS[order.kind], digest, self._result
@@ -158,22 +160,23 @@ class MaskedSum:
         if self._store is not None:
             self._store.keep_orders(self._orders)
 
-    def _check_vouched(self, order: Place, named: Sequence[tuple[bytes, ...]], n: int) -> None:
+    def _check_vouched(self, stand: Stand, named: Sequence[tuple[bytes, ...]], n: int) -> None:
         """Check that enough sites computed the order's state, or take the last sum back.
 
         A site that did not compute it wants floor((n-1)/3) + 1 others that did (section 6). Who
         can check the last sum will have computed it.
         """
         needed = colluders_max(n) + 1
+        names = {place(stand[0], self._result)}
+        if self._trail:
+            last = read_header(self._trail[-1].start)
+            names.add(checkable(last.run, last.counter))
+        if sum(not names.isdisjoint(one) for one in named) >= needed:
+            return
         for (model, kind), result in reversed(self._orders.items()):
-            names = {place(model, result)}
-            if (model, kind) == order and self._trail:
-                last = read_header(self._trail[-1].start)
-                names.add(checkable(last.run, last.counter))
-            if sum(not names.isdisjoint(one) for one in named) < needed:
+            known = sum(place(model, result) in one for one in named)
+            if (model, kind) == stand or known < needed:
                 continue
-            if (model, kind) == order:
-                return
             self._suspicious = True
             self._orders = {(model, kind): result}
             if self._store is not None:
@@ -195,40 +198,61 @@ class MaskedSum:
         self._last = (start, ack_set, opened)
 
     def _pick_up(
-        self, exchange: Exchange, order: Order, digest: bytes, store: ServerStore
+        self, exchange: Exchange, sites: tuple[str, ...], stand: Stand, store: ServerStore
     ) -> Opened | None:
-        """Finish what a server that stopped had begun; return the sum when it is this order's.
+        """Finish what a server that stopped had begun; return the sum when it is the one wanted.
 
         Sites that gave their answer give the same bytes again, so nothing new is opened.
         """
         kept = store.last_sum()
         if kept is None:
             return None
-        agreed, start, ack_set = resume(self._coordinator(order.sites), kept[0])
+        agreed, start, ack_set = resume(self._coordinator(sites), kept[0])
         begin = read(RoundStart, start).message
-        same = (begin.kind, begin.model) == (_KINDS[order.kind], digest)
+        same = (begin.model, begin.kind) == stand
         self._result = begin.result  # what the sites had before it
         if kept[1] is not None:
             opened = reopened(agreed, kept[1])
         elif same:
-            talk = _Talk(exchange, order.sites, self._deadline_s)
+            talk = _Talk(exchange, sites, self._deadline_s)
             answers = talk.all("unmask", agreed.survivors, ack_set)
             opened = secagg_server.open_sum(agreed, answers)
         else:
             return None  # an attempt that was given up
         self._note(start, ack_set, opened)
-        return _named(opened, order.sites) if same else None
+        return _named(opened, sites) if same else None
 
-    def finish(self, exchange: Exchange, state: bytes) -> None:
-        """Tell the sites the last sum; one that does not answer has lost nothing but the proof."""
-        self._extend_trail(state_hash(state))
-        if self._run is None or self._once:
-            return
-        sites, run = self._run
+    def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
+        """Tell the sites the last sum, until so many have checked it that it can be believed.
+
+        Raises:
+            UnvouchedError: too few can check it: it is to be taken back.
+            ProtocolError, AbsentError: too few sites were there to say.
+        """
+        stand = (state_hash(state), None)
+        if self._restarted and self._store is not None:
+            self._restarted = False
+            self._pick_up(exchange, sites, stand, self._store)
+        self._extend_trail(stand[0])
+        if not self._trail or self._once:
+            return  # all have followed it
+        needed = colluders_max(self._coordinator(sites).plan.n) + 1
+        for _ in range(3):  # who refuses the sum says so in the greeting of the next run
+            self._set_up(exchange, sites, stand)
+            if self._confirmed(exchange, sites) >= needed:
+                return
+            self._run = None
+        raise ProtocolError(
+            f"expected {needed} sites that checked the last sum, got fewer; it is not believed yet"
+        )
+
+    def _confirmed(self, exchange: Exchange, sites: tuple[str, ...]) -> int:
+        """Return how many members followed the last sum."""
+        if self._run is None:
+            return 0
         talk = _Talk(exchange, sites, self._deadline_s)
-        with suppress(AbsentError):
-            for _ in talk.all("result", run.members, directions(b"", self._trail, b"")):
-                pass
+        message = directions(b"", self._trail, b"")
+        return sum(reply == b"" for _, reply in talk.all("result", self._run[1].members, message))
 
     def _extend_trail(self, digest: bytes) -> None:
         """Add the last sum to the trail, now that the state it led to is known."""
@@ -240,9 +264,8 @@ class MaskedSum:
         self._trail = [*self._trail, Opening(start, ack_set, result)]
         self._last = None
 
-    def _set_up(self, exchange: Exchange, order: Order, digest: bytes) -> tuple[Run, bool]:
+    def _set_up(self, exchange: Exchange, sites: tuple[str, ...], stand: Stand) -> tuple[Run, bool]:
         """Return the run that is still good, or a new one (messages 1 to 3); and whether new."""
-        sites = order.sites
         if self._run is not None and self._run[0] == sites:
             return self._run[1], False
         # Of the runs before, only the last sum can still be checked: by those who revealed it.
@@ -257,7 +280,7 @@ class MaskedSum:
         gathered, roster = secagg_server.gather(server, run, hellos)
         if not self._once:
             named = [greetings[index] for index in gathered.members]
-            self._check_vouched((digest, _KINDS[order.kind]), named, server.plan.n)
+            self._check_vouched(stand, named, server.plan.n)
         parts = talk.all("roster", gathered.members, roster)
         ready, messages = secagg_server.relay(gathered, parts)
         confirmations = talk.each("group", ready.members, messages.__getitem__)
@@ -269,6 +292,7 @@ class MaskedSum:
                 f"message 3: expected all members to go on, {', '.join(missing)} did not; "
                 "nothing was opened"
             )
+        self._run = (sites, ready)
         return ready, True
 
 

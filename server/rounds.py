@@ -3,6 +3,7 @@
 It never holds one site's vector, metrics or record count: what it is given is a sum.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Protocol
@@ -10,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from privacy.errors import AbsentError, ProtocolError
+from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
 from shared_models.inputs import loss_kind
 from shared_models.lanes import training_loss
@@ -20,6 +21,8 @@ from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import state_bytes, state_hash
 from shared_models.study import Study
 from shared_models.tasks import target_range
+
+_LOG = logging.getLogger("fedward.server")
 
 # exchange(kind, {site: message}, deadline in seconds) yields (site, answer) as answers arrive.
 Exchange = Callable[[str, Mapping[str, bytes], float], Iterator[tuple[str, bytes]]]
@@ -75,8 +78,12 @@ class Summation(Protocol):
         UnvouchedError, a ProtocolError, asks for the sum before to be taken back.
         """
 
-    def finish(self, exchange: Exchange, state: bytes) -> None:
-        """Tell the sites the last sum and the state it led to; no order follows."""
+    def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
+        """Tell the sites the last sum and the state it led to; no order follows.
+
+        Raises ProtocolError or AbsentError when too few sites believe it; UnvouchedError asks for
+        it to be taken back.
+        """
 
 
 Cohorts = Callable[[int], Sequence[str]]  # the sites that are asked in a round
@@ -114,8 +121,8 @@ def run_rounds(
             f"calibrated for, got {now.spent_attempts}; the last checkpoint stands"
         )
     of = study.aggregation.cohort or sites  # the plan's n, whoever is asked
-    while not now.stopped:
-        if awaits_evaluation(study, now):
+    while True:
+        if not now.stopped and awaits_evaluation(study, now):
             asked = tuple(cohorts(now.state.round))
             opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
             if opened is None:
@@ -124,7 +131,7 @@ def run_rounds(
             row: Row = {**now.history[-1], **_released(study, opened)}
             now = replace(now, history=(*now.history[:-1], row))
             now = replace(now, stopped=_stalled(study, now.history), before=before)
-        elif now.state.round < study.rounds:
+        elif not now.stopped and now.state.round < study.rounds:
             asked = tuple(cohorts(now.state.round + 1))
             opened, now = _open(study, now, "train", asked, exchange, summation, keep)
             if opened is None:
@@ -136,12 +143,16 @@ def run_rounds(
             row = {"round": state.round, "sites": len(opened.sites), **_loss(opened)}
             now = replace(now, state=state, history=(*now.history, row), before=before)
         else:
-            break
+            try:
+                summation.finish(exchange, tuple(cohorts(study.rounds)), state_bytes(now.state))
+                return
+            except (ProtocolError, AbsentError) as error:
+                now = _after_failure(study, now, error, keep)
+                continue
         # Also between a round's two sums: the sites go on from the first, and cannot go back.
         keep(now)
         if not awaits_evaluation(study, now):
             yield now
-    summation.finish(exchange, state_bytes(now.state))
 
 
 def awaits_evaluation(study: Study, now: Checkpoint) -> bool:
@@ -171,14 +182,26 @@ def _open(
         try:
             return summation(exchange, order), now
         except (ProtocolError, AbsentError) as error:
-            taken_back = isinstance(error, UnvouchedError) and _is_before(study, now, error)
-            spent = now.spent_attempts + 1
-            now = replace((now.before if taken_back else None) or now, spent_attempts=spent)
-            keep(now)
-            if spent > study.spare_attempts:
-                raise
-            if taken_back:
-                return None, now
+            went_on = _after_failure(study, now, error, keep)
+            if went_on.state is not now.state or went_on.history is not now.history:
+                return None, went_on
+            now = went_on
+
+
+def _after_failure(
+    study: Study, now: Checkpoint, error: FedwardError, keep: Callable[[Checkpoint], None]
+) -> Checkpoint:
+    """Return where the study goes on after a failed attempt; raise when no more can be spared."""
+    spent = now.spent_attempts + 1
+    before = now.before
+    if before is not None and isinstance(error, UnvouchedError) and _is_before(study, now, error):
+        _LOG.warning("the sum after round %d is taken back: %s", before.state.round, error)
+        now = before
+    now = replace(now, spent_attempts=spent)
+    keep(now)
+    if spent > study.spare_attempts:
+        raise error
+    return now
 
 
 def _is_before(study: Study, now: Checkpoint, lost: UnvouchedError) -> bool:
@@ -196,9 +219,13 @@ def _loss(opened: Opened) -> Row:
 
 def _released(study: Study, opened: Opened) -> Row:
     data = study.data
-    figures = metrics_from_cells(
-        loss_kind(data), data.classes, opened.lanes, bounds=target_range(data)
-    )
+    try:
+        figures = metrics_from_cells(
+            loss_kind(data), data.classes, opened.lanes, bounds=target_range(data)
+        )
+    except ValueError as error:  # no sum of cells: the sites will not believe it either
+        _LOG.warning("the evaluation's sum is spoilt: %s", error)
+        return {"released": {}}
     return {"released": {name: asdict(figure) for name, figure in figures.items()}}
 
 
@@ -208,7 +235,7 @@ def _stalled(study: Study, history: Sequence[Row]) -> bool:
     values: list[float] = [
         figures["loss"]["value"]
         for figures in (row.get("released") for row in history)
-        if isinstance(figures, dict) and figures["loss"]["value"] is not None
+        if isinstance(figures, dict) and figures and figures["loss"]["value"] is not None
     ]
     if patience is None or len(values) <= patience:
         return False

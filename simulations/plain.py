@@ -74,5 +74,5 @@ class PlainSum:
             )
         return Opened(values, lanes, tuple(sorted(answered)))
 
-    def finish(self, exchange: Exchange, state: bytes) -> None:
+    def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
         """Do nothing: every order carried its state."""

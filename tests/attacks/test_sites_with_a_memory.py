@@ -178,7 +178,7 @@ def study(tmp_path: Path) -> Study:
 def test_without_a_lie_rounds_follow_each_other_and_sites_know_the_state(study: Study) -> None:
     for number in (1, 2, 3):
         study.sum(number)
-    study.server.finish(study.exchange, state_bytes(study.state))
+    study.server.finish(study.exchange, NAMES, state_bytes(study.state))
     for site in study.sites:
         assert site.known is not None
         assert site.known.digest == state_hash(state_bytes(study.state))

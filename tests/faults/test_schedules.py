@@ -52,8 +52,6 @@ def assert_telling(played: Played) -> None:
     assert several > 0.9, f"{several:.0%} of the schedules opened three sums"
     assert len(aborted) >= 5, f"attempts were aborted for {sorted(aborted)} alone"
     assert ends[""] > 0.8 * len(opened), f"studies ended with {ends}"
-    lost = ends["too few sites computed the state"]
-    assert lost <= 0.04 * len(opened), f"{lost} studies have too few sites that know their state"
 
 
 @pytest.mark.parametrize("seeds", IN_TEST, ids=str)

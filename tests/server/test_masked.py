@@ -331,25 +331,36 @@ def test_after_a_failed_attempt_the_last_sum_is_still_the_last(team: Team) -> No
 
 def test_the_last_sum_is_told_at_the_end(team: Team) -> None:
     team.open()
-    team.sum.finish(team.exchange, state_bytes(team.state))
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
     assert team.kinds()[-1] == "result"
     digest = state_hash(state_bytes(team.state))
     assert [site.known and site.known.digest for site in team.sites] == [digest] * N
     assert team.refused == []
 
 
-@pytest.mark.parametrize("silent", [1, N])
-def test_a_site_that_is_not_there_at_the_end_holds_nobody_up(team: Team, silent: int) -> None:
+@pytest.mark.parametrize("silent", [1, 2])
+def test_some_sites_that_are_not_there_at_the_end_hold_nobody_up(team: Team, silent: int) -> None:
     team.open()
     team.lost = {("result", index) for index in range(silent)}
-    team.sum.finish(team.exchange, state_bytes(team.state))
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
 
 
-def test_without_a_run_nothing_is_told_at_the_end(team: Team) -> None:
+@pytest.mark.parametrize("silent", [3, N])
+def test_a_last_sum_that_too_few_checked_is_not_believed(team: Team, silent: int) -> None:
+    team.open()
+    team.lost = {("result", index) for index in range(silent)}
+    with pytest.raises((AbsentError, ProtocolError)):
+        team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
+    team.lost = set()
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
+
+
+def test_the_last_sum_is_told_in_a_new_run_when_the_old_one_has_ended(team: Team) -> None:
     team.lost = {("start", 1)}
     team.open()
-    team.sum.finish(team.exchange, state_bytes(team.state))
-    assert team.kinds() == SETUP + SUM
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
+    assert team.kinds() == SETUP + SUM + SETUP + ["result"]
+    assert not team.refused or {kind for kind, _, _ in team.refused} == {"result"}
 
 
 def test_a_cohorts_run_is_over_with_its_sum() -> None:
@@ -361,7 +372,7 @@ def test_a_cohorts_run_is_over_with_its_sum() -> None:
     ]
     team.open()
     team.open()
-    team.sum.finish(team.exchange, state_bytes(team.state))
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
     assert team.kinds() == 2 * (SETUP + SUM)
     assert team.directions(0).trail == ()
 

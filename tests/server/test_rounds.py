@@ -77,7 +77,7 @@ class InMemory:
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
         return self.call(exchange, order)
 
-    def finish(self, exchange: Exchange, state: bytes) -> None:
+    def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
         self.finished += 1
 
 
