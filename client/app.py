@@ -3,6 +3,7 @@
 All that a site decides is elsewhere; this file only knows how Flower carries it.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -14,6 +15,7 @@ from privacy.errors import FedwardError
 Answer = Callable[[str, int, bytes], bytes]
 
 RECORD, PAYLOAD = "fedward", "payload"
+_LOG = logging.getLogger("fedward.site")
 
 
 def make_app(
@@ -21,7 +23,8 @@ def make_app(
 ) -> ClientApp:
     """Return a ClientApp that answers ``query.<kind>`` for each of ``kinds`` and nothing else.
 
-    A refusal travels as its exit code alone: no text of a site leaves it.
+    A refusal travels as its exit code alone: no text of a site leaves it. Its reason goes to the
+    site's log, the logger ``fedward.site``.
 
     Args:
         kinds: what is answered.
@@ -41,6 +44,7 @@ def make_app(
             try:
                 reply = answer(kind, message.metadata.dst_node_id, payload)
             except FedwardError as error:
+                _LOG.warning("%s was refused: %s", kind, error)
                 return Message(Error(code=error.exit_code, reason="refused"), reply_to=message)
             except Exception as bug:
                 if log is None:

@@ -7,20 +7,24 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
+from client.app import PAYLOAD, RECORD, make_app
 from client.lineage import Lineage
-from client.masked import Participant
+from client.masked import KINDS, Participant
 from client.site import Contribution
 from privacy import keys, mac, secagg_setup
 from privacy.errors import FedwardError, PrivacyError, ProtocolError
 from privacy.roster import Member, Plan, Roster
-from privacy.secagg_messages import AckSet, Result, RoundStart, SurvivorAck
+from privacy.secagg_messages import AckSet, Result, RoundStart, RunHello, RunRoster, SurvivorAck
 from privacy.secagg_server import Coordinator
 from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, write
@@ -300,6 +304,75 @@ def test_attack_06_another_model_for_a_site_that_knows_its_own(study: Study) -> 
     study.lies["start", 0] = lie
     study.sum(2)
     study.assert_refused(0, "start", "message 4: expected the hash of the own model and state")
+
+
+class Carried:
+    """A site behind its Flower app, as in a deployment: of a refusal only a code comes back."""
+
+    def __init__(self, site: Participant) -> None:
+        self.app = make_app(KINDS, lambda kind, _, message: site.answer(kind, message))
+
+    def answer(self, kind: str, message: bytes) -> bytes:
+        sent = Message(RecordDict({RECORD: ConfigRecord({PAYLOAD: message})}), 1, f"query.{kind}")
+        sent.metadata.__dict__["_message_id"] = "1"
+        reply = self.app(sent, Context(1, 1, {}, RecordDict(), {}))
+        if reply.has_error():
+            raise ProtocolError(f"code {reply.error.code}: {reply.error.reason}")
+        return cast(bytes, reply.content[RECORD][PAYLOAD])
+
+
+def another_plan(data: bytes) -> bytes:
+    """The roster of a run in which site-1 approved another plan."""
+    roster = read(RunRoster, data).message
+    hellos = list(roster.hellos)
+    other = write(replace(hellos[1].message, plan=bytes(32)), IDENTITIES[1])
+    hellos[1] = read(RunHello, other)
+    return write(replace(roster, hellos=tuple(hellos)), BOSS)
+
+
+def another_model(data: bytes) -> bytes:
+    lied = wrong(FIRST_STATE)
+    order, trail, _ = read_directions(data)
+    return directions(other_start(order, lied), trail, state_bytes(lied))
+
+
+def a_forged_sum(opening: Opening) -> Opening:
+    signed = read(Result, opening.result)
+    payload = bytes(signed.tail[:-1]) + bytes([signed.tail[-1] ^ 1])
+    message = replace(signed.message, payload_hash=hashlib.sha256(payload).digest())
+    return opening._replace(result=write(message, BOSS, payload))
+
+
+@pytest.mark.parametrize(
+    ("step", "lie", "reason"),
+    [
+        ("roster", another_plan, "message 2: expected the approved plan at site-1"),
+        ("start", another_model, "message 4: expected the hash of the own model and state"),
+        ("start", "a forged sum", "message 12: expected a sum that its MAC confirms"),
+    ],
+)
+def test_attack_06_12_the_reason_of_a_refusal_is_in_the_sites_log_alone(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+    lie: Any,
+    reason: str,
+) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    study.sites[0] = Carried(study.sites[0])  # type: ignore[call-overload]
+    study.sum(1)
+    study.lies[step, 0] = in_trail(a_forged_sum) if lie == "a forged sum" else lie
+    if step == "roster":
+        study.restart_server()
+        study.state = FIRST_STATE
+    with suppress(FedwardError):
+        study.sum(study.state.round + 1, 1)
+    assert str(study.refusals[0]) == "code 4: refused"
+    told = [one.getMessage() for one in caplog.records if one.name == "fedward.site"]
+    assert len(told) == 1
+    assert told[0].startswith(f"{step} was refused: {reason}")
 
 
 def other_start(order: bytes, state: State) -> bytes:

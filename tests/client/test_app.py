@@ -85,6 +85,16 @@ def test_a_refusal_is_its_code_and_the_word_refused(error: type[FedwardError], c
     assert not reply.has_content()
 
 
+def test_the_reason_of_a_refusal_stays_in_the_sites_log(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(kind: str, node: int, payload: bytes) -> bytes:
+        raise ProtocolError("message 4: expected this, got that; nothing was sent")
+
+    ask(refuse)
+    assert [(one.name, one.getMessage()) for one in caplog.records] == [
+        ("fedward.site", "masked was refused: message 4: expected this, got that; nothing was sent")
+    ]
+
+
 def test_no_text_of_a_site_is_in_a_refusal() -> None:
     def refuse(kind: str, node: int, payload: bytes) -> bytes:
         raise PrivacyError(SECRET, hint=SECRET)
