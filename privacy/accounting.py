@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from privacy.errors import PrivacyError
+from privacy.ring_accounting import check_renyi, with_slack
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -41,7 +42,9 @@ class Event(BaseModel):
     """One debit: ``steps`` Poisson-sampled Gaussian releases over one dataset.
 
     ``noise_multiplier`` is the standard deviation of the noise that protects the release, in units
-    of ``clipping_norm`` (its L2 sensitivity); ``versions`` names the libraries that did it.
+    of ``clipping_norm`` (its L2 sensitivity); ``versions`` names the libraries that did it. In mode
+    distributed it is the sigma' of the Gaussian that the ring's noise is as good as, but for a
+    total variation of ``slack`` over all steps (`privacy.ring.Ring`), which is paid in delta.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,6 +61,7 @@ class Event(BaseModel):
     denominator: Positive
     mode: Literal["local", "distributed"]
     phase: Literal["train", "evaluate"] = "train"
+    slack: Annotated[float, Field(ge=0, lt=1)] = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -89,7 +93,8 @@ def epsilon(events: Iterable[Event], delta: float) -> Spent:
             lies below PLD: both are upper bounds and PLD is the tight one, so a figure is wrong.
 
     Source: Koskela et al. 2020, arXiv:1906.03049, and Doroshenko et al. 2022, arXiv:2207.04380
-    (PLD); Mironov et al. 2019, arXiv:1908.10530 (RDP). Equal events are merged first.
+    (PLD); Mironov et al. 2019, arXiv:1908.10530 (RDP). Equal events are merged first. Ring noise
+    is checked by a third bound, which holds for any symmetric noise (`privacy.ring_accounting`).
     """
     if not 0 < delta < 1:
         raise ValueError(f"expected 0 < delta < 1, got {delta}")
@@ -99,7 +104,12 @@ def epsilon(events: Iterable[Event], delta: float) -> Spent:
         raise PrivacyError(
             "expected events of one unit, got records and patients; nothing was added"
         )
-    pld, rdp = _cost(_merge(kept), delta)
+    history = _merge(kept)
+    if any(event.mode == "distributed" for event in kept):
+        slack = math.fsum(event.slack for event in kept)
+        pld, rdp = with_slack(lambda rest: _ring_cost(history, rest), delta, slack)
+    else:
+        pld, rdp = _cost(history, delta)
     unit = kept[0].unit if kept else "record"
     return Spent(pld, rdp, delta, unit, "add-or-remove-one", f"PLD, dp-accounting {_version()}")
 
@@ -200,6 +210,13 @@ def _cost(history: History, delta: float) -> tuple[float, float]:
     raise PrivacyError(
         f"expected RDP >= PLD, got {rdp} < {pld}; nothing is released on such figures"
     )
+
+
+def _ring_cost(history: History, delta: float) -> tuple[float, float]:
+    """Return `_cost`, refused when it lies above the bound that holds for ring noise itself."""
+    pld, rdp = _cost(history, delta)
+    check_renyi(history, delta, pld)
+    return pld, rdp
 
 
 def _pld(history: History, delta: float, interval: float) -> float:

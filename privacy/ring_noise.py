@@ -16,6 +16,7 @@ from privacy.stream import Stream
 
 SIGMA_MIN = 100  # a share below it: the sum of shares would not be a discrete Gaussian any more
 SIGMA_MAX = 1 << 22  # of one share: above it the tables leave the cache, and the scale goes down
+TOTAL_VARIATION_MAX = 2.0**-109  # of one sample from the discrete Gaussian, at any sigma
 TOTAL_BITS = 127  # weights are integers that add up to 2^127: index, comparison and one more word
 _CUT = 13  # deviations that the table reaches: 2^-126 is left out on both sides
 _FRACTION = 256  # bits of the fixed point in which the weights are computed
