@@ -32,6 +32,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _ROUNDING = 2.0**-19
 # Bytes of per-sample gradients held at once when the caller names no physical batch.
 _GRADIENT_BYTES = 1 << 28
+# Values of an exact sum that are held in 64 bits at once.
+_EXACT_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,40 @@ class PrivateStep:
     def clipped_sum(self, x: Tensor, y: Tensor, units: IntArray | None, stream: Stream) -> Tensor:
         """Return (P,) float64, the sum of clipped unit gradients: not private until noise is added.
 
-        Reads 8 bytes of ``stream``, the seed of dropout. For ``gradient``, and for the ring, where
-        each site adds its share of integer noise to it. Arguments and errors as ``gradient``.
+        Reads 8 bytes of ``stream``, the seed of dropout. Arguments and errors as ``gradient``.
         """
+        total = torch.zeros(self.size, dtype=torch.float64, device=self._parameters[0].device)
+        self._sum_into(total, x, y, units, stream, 1.0)
+        return total
+
+    def fixed_point_sum(
+        self, x: Tensor, y: Tensor, units: IntArray | None, stream: Stream, grid: float
+    ) -> IntArray:
+        """Return (P,) int64, the exact sum of clipped unit gradients in units of 1 / ``grid``.
+
+        Each unit's clipped gradient is rounded toward zero to the grid, so that its norm does not
+        grow, and then added without error: with and without a unit, the sums differ by exactly
+        what that unit adds. For the ring, where each site adds its share of integer noise. Other
+        arguments, what is read of ``stream`` and errors as ``clipped_sum``.
+        """
+        total = torch.zeros(self.size, dtype=torch.int64, device=self._parameters[0].device)
+        self._sum_into(total, x, y, units, stream, grid)
+        return total.cpu().numpy()
+
+    def _sum_into(
+        self,
+        total: Tensor,
+        x: Tensor,
+        y: Tensor,
+        units: IntArray | None,
+        stream: Stream,
+        factor: float,
+    ) -> None:
+        """Add the clipped unit gradients times ``factor`` to a (P,) total, floating or exact."""
         units = self._checked(x, y, units)
         seed = int(stream.words64(1)[0] >> np.uint64(1))
-        total = torch.zeros(self.size, dtype=torch.float64, device=self._parameters[0].device)
         if len(x) == 0:
-            return total
+            return
         if units is not None:
             order = np.argsort(units, kind="stable")  # a patient's rows side by side
             units, rows = units[order], torch.from_numpy(order).to(x.device)
@@ -172,8 +200,7 @@ class PrivateStep:
         segments = torch.split(total, [p.numel() for p in self._parameters])  # views
         with _dropout_seed(seed):
             for gradients in self._unit_gradients(x, y, units):
-                _add_clipped(segments, gradients, self.mechanism.clipping_norm)
-        return total
+                _add_clipped(segments, gradients, self.mechanism.clipping_norm, factor)
 
     def _checked(self, x: Tensor, y: Tensor, units: IntArray | None) -> IntArray | None:
         """Return ``units`` when x, y and units fit each other and the mechanism."""
@@ -374,11 +401,12 @@ def _sum_rows(
 
 
 def _add_clipped(
-    segments: Sequence[Tensor], gradients: Sequence[Tensor | None], bound: float
+    segments: Sequence[Tensor], gradients: Sequence[Tensor | None], bound: float, factor: float
 ) -> None:
     """Add each unit's gradient, scaled to an L2 norm of at most ``bound``, to the (P,) total.
 
-    ``segments`` are the float64 (p,) views of the total that belong to the parameters.
+    ``segments`` are the (p,) views of the total that belong to the parameters: float64, or int64
+    that take ``factor`` times the gradients, rounded toward zero.
     """
     flat = [(s, g.flatten(1)) for s, g in zip(segments, gradients, strict=True) if g is not None]
     if not flat:
@@ -389,8 +417,17 @@ def _add_clipped(
     scale = (bound * (1 - _ROUNDING) / norm).clamp(max=1)  # norm 0 gives inf, and so 1
     if not bool(finite.all()):  # 0 x NaN is NaN: such units are taken out, not multiplied away
         scale, flat = scale[finite], [(segment, gradient[finite]) for segment, gradient in flat]
+    if segments[0].dtype == torch.float64:
+        for segment, gradient in flat:
+            segment.add_(scale @ gradient)  # (U,) x (U, p) -> (p,)
+        return
+    steps = scale.double() * factor  # exact but for 2^-53, which the margin of the bound covers
     for segment, gradient in flat:
-        segment.add_(scale @ gradient)  # (U,) x (U, p) -> (p,)
+        units = max(1, _EXACT_VALUES // gradient.shape[1])
+        pairs = zip(torch.split(steps, units), torch.split(gradient, units), strict=True)
+        for step, part in pairs:
+            fixed = (part.double() * step[:, None]).trunc_().to(torch.int64)  # (u, p)
+            segment.add_(fixed.sum(dim=0))
 
 
 @contextlib.contextmanager
