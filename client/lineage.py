@@ -48,6 +48,11 @@ class Lineage:
         self._read: tuple[bytes, Known] | None = None
         self._stepped: tuple[tuple[bytes, bytes], Known] | None = None
 
+    @property
+    def draws_afresh(self) -> bool:
+        """Whether every attempt is a new draw and a new debit: section 7, mode distributed."""
+        return self._study.privacy.mode == "distributed"
+
     def directions(self, message: bytes) -> Directions:
         """Return what a site is sent at the start of a round; the parts are still to be checked.
 

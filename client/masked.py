@@ -250,13 +250,16 @@ class Participant:
         attempt, known = shared.attempt, self._known
         if not self._once:
             self._store.raise_counters(dict.fromkeys(shared.cohort, attempt.counter))
-        # Section 6: until this site has sent Unmask, a new attempt masks the same integers again.
-        stored = self._store.work(attempt.kind, known.digest)
+        # Section 6: until this site has sent Unmask, a new attempt masks the same integers again;
+        # section 7: not in mode distributed, where every attempt is a draw and a debit of its own.
+        afresh = self._lineage.draws_afresh
+        stored = None if afresh else self._store.work(attempt.kind, known.digest)
         if stored is None:
             number = self._lineage.round(known, attempt.kind, attempt.counter)
             again = (attempt.counter.round - number) << 16 | attempt.counter.attempt
             work = self._site.contribute(_WORDS[attempt.kind], known.state, number, again)
-            self._store.keep_work(attempt.kind, known.digest, work.values, work.lanes)
+            if not afresh:
+                self._store.keep_work(attempt.kind, known.digest, work.values, work.lanes)
         else:
             work = Contribution(*stored)
         self._phase, answer = secagg_site.mask(shared, work.values, work.lanes)

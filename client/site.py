@@ -21,16 +21,19 @@ from privacy.dpsgd import Mechanism
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError, ProtocolError
 from privacy.ledger import Ledger
+from privacy.ring import Ring
 from privacy.stream import KEY_BYTES, Stream
 from shared_models.cells import count_cells
 from shared_models.inputs import loss_kind
-from shared_models.lanes import Lanes, count_training, site_weight
-from shared_models.sections import LocalPrivacy, NoPrivacy
+from shared_models.lanes import WEIGHT_SCALE, Lanes, count_training, site_weight
+from shared_models.ring import planned_attempts
+from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, moment_names
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
-# (purpose, round, step) -> 32 bytes. A deployment ignores the arguments and asks the system.
+# (purpose, round, step) -> 32 bytes; mode distributed has one step a round, and gives the attempt
+# in its place. A deployment ignores the arguments and asks the system.
 Entropy = Callable[[str, int, int], bytes]
 
 
@@ -67,7 +70,7 @@ class Site:
         self,
         name: str,
         study: Study,
-        encoding: Encoding,
+        encoding: Encoding | Ring,
         trainer: Trainer,
         records: Callable[[], Split],
         folder: Path | None,
@@ -79,7 +82,8 @@ class Site:
         Args:
             name: as in the roster.
             study: what was approved.
-            encoding: how values become integers, for the number of sites that a sum may have.
+            encoding: how values become integers, for the number of sites that a sum may have; the
+                ring in mode distributed.
             trainer: the process's network; sites of one process may share it.
             records: reads the site's records; called only after the ledger was debited.
             folder: the site's own folder (ledger, control variate); None when the study keeps
@@ -88,6 +92,8 @@ class Site:
             entropy: seeded keys, in a simulation only: the same attempt then gives the same
                 bytes, and asking for it again costs nothing.
         """
+        if isinstance(encoding, Ring) != (study.privacy.mode == "distributed"):
+            raise ValueError("expected a ring exactly in mode distributed")
         self.name = name
         self._study = study
         self._digest = study.digest()
@@ -132,6 +138,8 @@ class Site:
     def _train(self, state: State, number: int, attempt: int) -> Contribution:
         self._debit(number, attempt)
         records = self._records().train
+        if isinstance(self._encoding, Ring):
+            return self._sum(self._encoding, state, records, number, attempt)
         scaffold = self._study.aggregation.strategy == "scaffold"
         control = None
         if scaffold:
@@ -151,6 +159,19 @@ class Site:
             return Contribution(values, NO_LANES)
         return Contribution(values, count_training(weight, update.records, update.loss))
 
+    def _sum(
+        self, ring: Ring, state: State, records: Tensors, number: int, attempt: int
+    ) -> Contribution:
+        """Sum clipped gradients exactly, round once, add the share of the noise: section 7."""
+
+        def keys(purpose: str, step: int) -> bytes:
+            return self._entropy(purpose, number, step)
+
+        total = self._trainer.fixed_point_sum(state, records, keys, attempt, ring.grid)
+        weight = round(site_weight(self._study, self.name, 0) * WEIGHT_SCALE)
+        coins, noise = Stream(keys("rounding", attempt)), Stream(keys("noise", attempt))
+        return Contribution(ring.encode(total, coins, noise, weight), NO_LANES)
+
     def _evaluate(self, state: State) -> Contribution:
         if not isinstance(self._study.privacy, NoPrivacy):
             raise ProtocolError("expected no evaluation under privacy; no record was read")
@@ -168,7 +189,9 @@ class Site:
 
     def _debit(self, number: int, attempt: int) -> None:
         """Write the round's event down before a record is read; nothing is spent in mode none."""
-        event = training_event(self._study, self._trainer.mechanism, self._policy.dataset)
+        event = training_event(
+            self._study, self._trainer.mechanism, self._policy.dataset, self._encoding
+        )
         if event is None:
             return
         if self._folder is None:
@@ -181,7 +204,7 @@ class Site:
             def first(history: Sequence[Event]) -> None:
                 nonlocal debited
                 spent = sum(past.study == self._digest for past in history)
-                planned = self._study.rounds + self._study.spare_attempts
+                planned = planned_attempts(self._study)
                 if spent > planned:  # the server's orders never take a site past the calibration
                     raise PrivacyError(
                         f"expected at most {planned} debits of this study, which its noise is "
@@ -198,20 +221,24 @@ class Site:
             )
 
 
-def training_event(study: Study, mechanism: Mechanism | None, dataset: str) -> Event | None:
+def training_event(
+    study: Study, mechanism: Mechanism | None, dataset: str, encoding: Encoding | Ring
+) -> Event | None:
     """Return what one training round costs a site; None in mode none."""
     privacy = study.privacy
-    if mechanism is None or not isinstance(privacy, LocalPrivacy):
+    if mechanism is None or isinstance(privacy, NoPrivacy):
         return None
+    ring = encoding if isinstance(encoding, Ring) else None
     return Event(
         study=study.digest(),
         dataset=dataset,
         unit=privacy.unit,
         sampling_rate=mechanism.sampling_rate,
-        noise_multiplier=mechanism.noise_multiplier,
+        noise_multiplier=ring.noise_multiplier if ring else mechanism.noise_multiplier,
         clipping_norm=mechanism.clipping_norm,
         steps=study.training.local_steps or 1,
         denominator=float(mechanism.expected_batch),
-        mode="local",
+        mode=privacy.mode,
+        slack=ring.slack if ring else 0.0,
         versions={name: version(name) for name in ("fedward", "torch", "opacus")},
     )

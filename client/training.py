@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from client.traced import Gradient, gradient_by_autograd, traced_gradient
-from privacy.accounting import noise_multiplier
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.sampling import poisson_sample
 from privacy.stream import Stream
 from shared_models.inputs import loss_kind
 from shared_models.registry import build_network
-from shared_models.sections import LocalPrivacy, NoPrivacy
+from shared_models.ring import planned_noise
+from shared_models.sections import NoPrivacy
 from shared_models.strategies import State
 from shared_models.study import Study
 from shared_models.tasks import predictions, record_losses, target_range
@@ -133,6 +133,27 @@ class Trainer:
             moved -= reference + change * np.float32(scale)
         return Update(np.concatenate([change, moved]), control + moved, loss, seen)
 
+    def fixed_point_sum(
+        self, state: State, records: Tensors, keys: Keys, attempt: int, grid: float
+    ) -> npt.NDArray[np.int64]:
+        """Return the exact sum of the clipped gradients of one Poisson sample, without noise.
+
+        Args:
+            state: the global model, (P,).
+            records: the site's training records, perhaps none.
+            keys: fresh keys of this site and round.
+            attempt: draws its own sample: keys are asked for by purpose and attempt.
+            grid: units of the fixed point per model unit.
+
+        Returns:
+            (P,) integers: not private before the noise of the ring is added.
+        """
+        if self._mechanism is None or self._private is None:
+            raise ValueError("expected a private study")
+        self._flat.copy_(self._start(state))
+        batch = _sample(records, self._mechanism.sampling_rate, keys("sample", attempt))
+        return self._private.fixed_point_sum(*batch, Stream(keys("dropout", attempt)), grid)
+
     def predict(self, state: State, inputs: torch.Tensor) -> npt.NDArray[np.float64]:
         """Return the predictions of the released model for (N, *shape) inputs.
 
@@ -236,25 +257,30 @@ class Trainer:
         """DP-SGD, Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with Poisson samples."""
         if self._mechanism is None or self._private is None:
             raise ValueError("expected a private study")
-        units = records.patients
-        count = len(records) if units is None else int(units.max(initial=-1)) + 1
         steps = self._study.training.local_steps or 1
         for number in range(steps):
-            sample = Stream(keys("sample", number))
-            chosen = poisson_sample(count, self._mechanism.sampling_rate, sample)
-            rows = chosen if units is None else np.flatnonzero(np.isin(units, chosen))
-            index = torch.from_numpy(rows)
-            gradient = self._private.gradient(
-                records.inputs[index],
-                records.targets[index],
-                None if units is None else units[rows],
-                keys("noise", number),
-            )
-            step(gradient)
+            batch = _sample(records, self._mechanism.sampling_rate, keys("sample", number))
+            step(self._private.gradient(*batch, keys("noise", number)))
         return steps
 
     def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return record_losses(self._kind, outputs, targets, self._bounds)
+
+
+def _sample(
+    records: Tensors, rate: float, key: bytes
+) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64] | None]:
+    """Return inputs, targets and patients of a Poisson sample of the units."""
+    units = records.patients
+    count = len(records) if units is None else int(units.max(initial=-1)) + 1
+    chosen = poisson_sample(count, rate, Stream(key))
+    rows = chosen if units is None else np.flatnonzero(np.isin(units, chosen))
+    index = torch.from_numpy(rows)
+    return (
+        records.inputs[index],
+        records.targets[index],
+        None if units is None else units[rows],
+    )
 
 
 def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:
@@ -283,18 +309,15 @@ def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:
 def planned_mechanism(study: Study) -> Mechanism | None:
     """Return the private step's parameters, all public; None in mode none.
 
-    The noise multiplier covers every round and every spare attempt of the study.
+    The noise multiplier covers every round and every spare attempt of the study; in mode
+    distributed it is that of the whole sum, and no site adds it alone.
     """
     privacy = study.privacy
-    if not isinstance(privacy, LocalPrivacy):
+    if isinstance(privacy, NoPrivacy):
         return None
-    noise = privacy.noise_multiplier
-    if privacy.epsilon is not None:
-        steps = (study.rounds + study.spare_attempts) * (study.training.local_steps or 1)
-        noise = noise_multiplier(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
     return Mechanism(
         clipping_norm=privacy.clipping_norm,
-        noise_multiplier=noise or 0.0,
+        noise_multiplier=planned_noise(study),
         sampling_rate=privacy.sampling_rate,
         expected_batch=privacy.expected_batch,
         unit=privacy.unit,

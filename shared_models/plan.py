@@ -14,7 +14,7 @@ from privacy.errors import StudyError
 from privacy.roster import KEY_BYTES, Plan, Roster
 from shared_models.lanes import evaluate_lanes, train_lanes
 from shared_models.sections import DistributedPrivacy
-from shared_models.steps import encoding_of
+from shared_models.steps import site_encoding
 from shared_models.study import Study
 
 PACKAGES = ("privacy", "shared_models", "client", "server", "simulations")
@@ -58,7 +58,7 @@ def plan_document(study: Study, roster: Roster, parameters: int, first_model: by
         "min_sites": numbers.min_sites,
         "d": numbers.values,
         "ring_bits": numbers.ring_bits,
-        "scale": scale(study, numbers.n),
+        "scale": scale(study, numbers.n, numbers.values),
         "lanes": {"train": train_lanes(study), "evaluate": evaluate_lanes(study)},
         "first_model": first_model.hex(),
         "code": code_digest(),
@@ -66,22 +66,21 @@ def plan_document(study: Study, roster: Roster, parameters: int, first_model: by
     return _canonical(document)
 
 
-def scale(study: Study, sites: int) -> float | None:
-    """Return the steps of the ring per model unit; None in mode distributed, which has no scale.
+def scale(study: Study, sites: int, values: int) -> float:
+    """Return the steps of the ring per model unit.
 
     Args:
         study: whose values are encoded.
         sites: n, so many vectors are summed at most.
+        values: d, the coordinates of a vector.
 
     Raises:
         StudyError: the values do not fit into the ring.
     """
-    if isinstance(study.privacy, DistributedPrivacy):
-        return None
-    steps = encoding_of(study, sites).scale
+    steps = site_encoding(study, sites, values).scale
     if not steps < float("inf"):
         raise StudyError(
-            f"expected a value_bound with a finite scale, got {study.aggregation.value_bound}; "
+            "expected a value_bound or a clipping_norm with a finite scale, got too small a one; "
             "nothing was sent"
         )
     return steps

@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.encoding import Encoding
+from privacy.ring import Ring
 from shared_models.lanes import evaluate_lanes, total_weight
+from shared_models.ring import ring_of
+from shared_models.sections import DistributedPrivacy
 from shared_models.strategies import State, next_state
 from shared_models.study import Study
 
@@ -17,8 +20,22 @@ Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 def encoding_of(study: Study, sites: int) -> Encoding:
-    """Return how a site's vector becomes integers whose sum over ``sites`` never wraps."""
+    """Return how a site's vector becomes integers, in modes none and local.
+
+    Sums of ``sites`` such vectors never wrap.
+    """
     return Encoding(study.aggregation.ring_bits, sites, study.aggregation.value_bound)
+
+
+def site_encoding(study: Study, sites: int, values: int) -> Encoding | Ring:
+    """Return how a site's vector of ``values`` coordinates becomes integers, in any mode.
+
+    Raises:
+        StudyError: the study's values, or its noise, do not fit into the ring.
+    """
+    if isinstance(study.privacy, DistributedPrivacy):
+        return ring_of(study, sites, values)
+    return encoding_of(study, sites)
 
 
 def after_sum(
@@ -32,6 +49,10 @@ def after_sum(
 ) -> State:
     """Return the state after a training round.
 
+    In mode distributed the sum is one of clipped gradients, and the strategy's step is that of
+    gradient descent: the update is -learning_rate / (weight x expected_batch) times the sum, where
+    the weight counts the sites that answered. All of it is public: no record count is in it.
+
     Args:
         study: says how.
         state: before the round.
@@ -41,8 +62,11 @@ def after_sum(
         asked: how many sites the sum could have had; sizes the encoding.
         sites: how many sites the study has.
     """
-    total = encoding_of(study, asked).dequantise(values)
+    total = site_encoding(study, asked, len(values)).dequantise(values)
     weight = total_weight(study, names, lanes)
+    if isinstance(study.privacy, DistributedPrivacy):
+        total = total * -study.training.learning_rate
+        weight = weight * study.privacy.expected_batch
     update = total / weight if weight > 0 else np.zeros_like(total)
     return next_state(study.aggregation, study.rounds, state, update, len(names) / sites)
 

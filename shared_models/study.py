@@ -98,8 +98,16 @@ class Study(Section):
                 raise ValueError(f"training.{key}: expected only with privacy.mode = 'none'")
         if mode == "local" and training.local_steps is None:
             raise ValueError("training.local_steps: missing, expected with privacy.mode = 'local'")
-        if mode == "distributed" and training.local_steps not in {None, 1}:
+        if mode != "distributed":
+            return
+        if training.local_steps not in {None, 1}:
             raise ValueError("training.local_steps: expected none with privacy.mode='distributed'")
+        for key, plain in (("optimizer", "sgd"), ("momentum", 0.0), ("weight_decay", 0.0)):
+            if getattr(training, key) != plain:
+                raise ValueError(
+                    f"training.{key}: expected none with privacy.mode = 'distributed', where a "
+                    "round is one step of aggregation.strategy"
+                )
 
     def _privacy_fits(self) -> None:
         if isinstance(self.privacy, NoPrivacy):

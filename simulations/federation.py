@@ -19,13 +19,14 @@ from client.site import Site, training_event
 from client.training import Trainer
 from privacy.accounting import Event
 from privacy.encoding import Encoding
+from privacy.ring import Ring
 from server.app import make_exchange
 from server.masked import MaskedSum
 from server.rounds import Exchange, Summation
 from shared_models.lanes import evaluate_lanes, train_lanes
 from shared_models.plan import count_values
 from shared_models.sections import NoPrivacy
-from shared_models.steps import encoding_of
+from shared_models.steps import site_encoding
 from shared_models.strategies import State, state_bytes, state_hash
 from shared_models.study import Study
 from simulations.crowd import Crowd
@@ -92,7 +93,8 @@ def open_federation(
             so it is the state that the sites had.
     """
     asked = study.aggregation.cohort or len(pool.sites)
-    sites = _Sites(study, pool, trainer, folder, encoding_of(study, asked))
+    encoding = site_encoding(study, asked, count_values(study, trainer.parameters))
+    sites = _Sites(study, pool, trainer, folder, encoding)
     if study.aggregation.masking == "none":
         kinds, answer, summation = _plain(study, trainer, sites)
     else:
@@ -104,7 +106,7 @@ def open_federation(
         exchange=_counted(make_exchange(grid, nodes), traffic),
         summation=summation,
         cohorts=_cohorts(study, pool.sites),
-        event=training_event(study, trainer.mechanism, Policy().dataset),
+        event=training_event(study, trainer.mechanism, Policy().dataset, encoding),
         close=grid.close,
         traffic=traffic,
     )
@@ -115,7 +117,10 @@ def _plain(study: Study, trainer: Trainer, sites: "_Sites") -> tuple[Kinds, Answ
     answers = PlainAnswers(trainer.parameters)
     aggregation = study.aggregation
     shapes = shapes_of(study, trainer.parameters)
-    summation = PlainSum(shapes, aggregation.min_sites, aggregation.deadline_s)
+    # A sum of fewer sites lacks noise, or could wrap: refused in clear as under masks.
+    ring = sites.encoding if isinstance(sites.encoding, Ring) else None
+    least = ring.shares.answers if ring else aggregation.min_sites
+    summation = PlainSum(shapes, least, aggregation.deadline_s, aggregation.ring_bits)
 
     def answer(kind: str, node: int, message: bytes) -> bytes:
         del kind
@@ -158,10 +163,10 @@ class _Sites:
     """Makes a virtual site when it is first asked; what it remembers between rounds is on disk."""
 
     def __init__(
-        self, study: Study, pool: Pool, trainer: Trainer, folder: Path, encoding: Encoding
+        self, study: Study, pool: Pool, trainer: Trainer, folder: Path, encoding: Encoding | Ring
     ) -> None:
         self._study, self._pool, self._trainer = study, pool, trainer
-        self._folder, self._encoding = folder, encoding
+        self._folder, self.encoding = folder, encoding
         self._policy = Policy(allow_no_privacy=True)
         self._made: dict[int, Site] = {}
 
@@ -179,7 +184,7 @@ class _Sites:
         return Site(
             name=name,
             study=self._study,
-            encoding=self._encoding,
+            encoding=self.encoding,
             trainer=self._trainer,
             records=lambda: self._pool.split(index),
             folder=self._folder / name if keeps else None,

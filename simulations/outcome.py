@@ -20,11 +20,12 @@ import tomli_w
 
 from privacy.accounting import Event, Spent, epsilon
 from privacy.ledger import Ledger
+from privacy.ring import MARGIN, Ring, Shares
 from server.checkpoint import Checkpoint, write_durably
 from shared_models.cells import Targets
 from shared_models.inputs import input_spec, loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics
-from shared_models.sections import LocalPrivacy, NoPrivacy
+from shared_models.sections import NoPrivacy
 from shared_models.study import Study
 from shared_models.tasks import target_range
 from simulations.curves import curves
@@ -56,6 +57,8 @@ class Outcome:
         traffic: bytes of all messages.
         seconds: wall time.
         model: safetensors of the released model.
+        ring: of mode distributed, else None.
+        peers: what `spent` is against sites that know their own noise; mode distributed only.
     """
 
     study: Study
@@ -69,6 +72,8 @@ class Outcome:
     traffic: Traffic
     seconds: float
     model: bytes
+    ring: Ring | None = None
+    peers: Spent | None = None
 
     def figures(self) -> dict[str, Figure]:
         """Return the exact metrics of the released model on the pooled hold-out."""
@@ -129,8 +134,44 @@ class Outcome:
             "delta": spent.delta if spent else None,
             "rdp_epsilon": spent.rdp_epsilon if spent else None,
             "accountant": spent.accountant if spent else None,
-            "trusted": TRUST[mode],
+            "trusted": TRUST[mode] if self.ring is None else self._trusted(self.ring.shares),
+            **self._noise(),
         }
+
+    def _trusted(self, shares: Shares) -> str:
+        if self.study.aggregation.masking == "none":
+            return "the server, which is sent every site's vector with a share of the noise only"
+        return (
+            f"of the {shares.answers} or more sites in a sum, all but {shares.colluders} to add "
+            "their share of the noise and keep it to themselves; not the server, as long as it "
+            "follows the protocol, and no reader of the model"
+        )
+
+    def _noise(self) -> Document:
+        """Return what mode distributed adds: who carries the noise, and what peers could learn."""
+        if self.ring is None or self.peers is None:
+            return {}
+        shares, sums = self.ring.shares, self.ring.sums
+        return {
+            "noise": {
+                "sites": shares.sites,
+                "answers": shares.answers,
+                "colluders": shares.colluders,
+                "sampling_rate": sums.sampling_rate,
+                "margin": MARGIN,
+            },
+            "against_sites": {
+                "sites": knowing_sites(shares),
+                "epsilon": self.peers.epsilon,
+                "delta": self.peers.delta,
+                "rdp_epsilon": self.peers.rdp_epsilon,
+            },
+        }
+
+
+def knowing_sites(shares: Shares) -> int:
+    """Return how many sites may put together what they know of the noise: never none."""
+    return max(shares.colluders, 1)
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> Document:
@@ -221,15 +262,21 @@ def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
     write_durably(path, text.getvalue().encode())
 
 
-def spent_in(study: Study, folder: Path, sites: Sequence[str]) -> Spent | None:
-    """Return the largest cost over the sites, from the events in their ledgers."""
-    if not isinstance(study.privacy, LocalPrivacy):
+def spent_in(study: Study, folder: Path, sites: Sequence[str], noise: float = 1.0) -> Spent | None:
+    """Return the largest cost over the sites, from the events in their ledgers.
+
+    ``noise``: the part of the noise's deviation that counts, for whoever knows the rest of it.
+    """
+    if isinstance(study.privacy, NoPrivacy):
         return None
     histories: dict[tuple[str, ...], list[Event]] = {}
     for site in sites:  # many sites have the same history: compose it once
         events = _events(folder / site, study)
         histories[tuple(event.model_dump_json() for event in events)] = events
-    costs = [epsilon(events, study.privacy.delta) for events in histories.values()]
+    costs = [
+        epsilon([_with_noise(event, noise) for event in events], study.privacy.delta)
+        for events in histories.values()
+    ]
     return max(costs, key=lambda spent: spent.epsilon)
 
 
@@ -238,6 +285,10 @@ def planned_epsilon(study: Study, event: Event | None, rounds: int) -> float | N
     if isinstance(study.privacy, NoPrivacy) or event is None:
         return None
     return epsilon([event] * rounds, study.privacy.delta).epsilon
+
+
+def _with_noise(event: Event, part: float) -> Event:
+    return event.model_copy(update={"noise_multiplier": event.noise_multiplier * part})
 
 
 def peak_rss_mb() -> float:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from client.site import Site
+from privacy.encoding import RingBits
 from privacy.errors import AbsentError, ProtocolError
 from server.rounds import Exchange, Opened, Order
 from shared_models.strategies import State, read_state
@@ -43,12 +44,17 @@ class PlainSum:
     """The server's end: folds each site's integers into one running sum as they arrive."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, int]], min_sites: int, deadline_s: float
+        self,
+        shapes: dict[str, tuple[int, int]],
+        min_sites: int,
+        deadline_s: float,
+        ring_bits: RingBits = 32,
     ) -> None:
         """``shapes``: number of values and of lanes, for each kind of round."""
         self._shapes = shapes
         self._min_sites = min_sites
         self._deadline_s = deadline_s
+        self._limit = 1 << (ring_bits - 1)
 
     def __call__(self, exchange: Exchange, order: Order) -> Opened:
         """Ask all sites of the order and return the sum of those that answered."""
@@ -71,6 +77,11 @@ class PlainSum:
             raise AbsentError(
                 f"expected answers of {self._min_sites} sites or more, got {len(answered)}; "
                 "no sum was made"
+            )
+        if count and not -self._limit <= int(values.min()) <= int(values.max()) < self._limit:
+            # Under masks it would wrap and fail its check (section 5 of the protocol).
+            raise ProtocolError(
+                "expected a sum within the ring, got one beyond it; it was not used"
             )
         return Opened(values, lanes, tuple(sorted(answered)))
 

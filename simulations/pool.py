@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.data.holdout import fold_of, held_out
+from client.data.holdout import enrolled_fraction, fold_of, held_out, kept
 from client.data.read import read_records, read_sites
 from client.data.records import Records, join
 from client.site import Split
 from client.training import Tensors
 from privacy.errors import DataError, StudyError
-from shared_models.sections import SITES_MIN
+from shared_models.sections import SITES_MIN, DistributedPrivacy
 from shared_models.study import Study
 from simulations.partition import partition
 from simulations.seeds import seeded_key
@@ -112,6 +112,9 @@ def gather(study: Study, data: Path | None) -> Gathered:
 def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
     """Split each site's records into training and held-out ones and lay them side by side.
 
+    A site with more training records (or patients) than a distributed study's records_max keeps
+    some of them, as its steward would have fixed it when the site enrolled.
+
     Args:
         study: says how records are held out.
         gathered: all records with their sites.
@@ -127,9 +130,10 @@ def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
     position = 0
     for _, rows in gathered.sites:
         train, rest = rows[~held[rows]], rows[held[rows]]
+        train = _enrolled(study, records, train, key)
         starts.append(position)
         splits.append(position + len(train))
-        position += len(rows)
+        position += len(train) + len(rest)
         ends.append(position)
         order += [train, rest]
     everyone = records.take(np.concatenate(order) if order else np.empty(0, dtype=np.int64))
@@ -143,6 +147,16 @@ def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
         splits=np.array(splits),
         ends=np.array(ends),
     )
+
+
+def _enrolled(study: Study, records: Records, train: Rows, key: bytes) -> Rows:
+    privacy = study.privacy
+    if not isinstance(privacy, DistributedPrivacy):
+        return train
+    patients = records.patients if privacy.unit == "patient" else None
+    units = len(train) if patients is None else len(np.unique(patients[train]))
+    fraction = enrolled_fraction(units, privacy.records_max)
+    return train if fraction == 1 else train[kept(records.take(train), fraction, key)]
 
 
 def _patients(records: Records, slices: Sequence[slice]) -> npt.NDArray[np.int64] | None:

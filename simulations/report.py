@@ -101,6 +101,7 @@ def render_report(results: Json, history: Rows) -> str:
         privacy=results["privacy"],
         trusted=_lines(results["privacy"].get("trusted")),
         epsilon_words=wording.epsilon_words(results["privacy"]),
+        noise_words=wording.noise_words(results["privacy"]),
         exposures=wording.exposures(results),
         costs=_costs(results.get("costs") or {}),
         versions=results.get("versions") or {},

@@ -16,19 +16,27 @@ import torch
 
 from client.training import Trainer, planned_mechanism
 from privacy.errors import StudyError
+from privacy.ring import Ring
 from server.checkpoint import Checkpoint, load, save
 from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
 from shared_models.inputs import loss_kind
 from shared_models.metrics import Figure, exact_metrics
 from shared_models.registry import build_network
-from shared_models.sections import DistributedPrivacy
+from shared_models.steps import site_encoding
 from shared_models.strategies import State, first_state
 from shared_models.study import Study
 from shared_models.weights import load_vector, safetensors_of, vector_of
 from simulations.baselines import baselines
 from simulations.federation import Federation, Traffic, open_federation
-from simulations.outcome import Outcome, join_metrics, open_metrics, planned_epsilon, spent_in
+from simulations.outcome import (
+    Outcome,
+    join_metrics,
+    knowing_sites,
+    open_metrics,
+    planned_epsilon,
+    spent_in,
+)
 from simulations.pool import Gathered, Pool, gather, pool
 from simulations.seeds import seeded_integer
 
@@ -75,8 +83,6 @@ def simulate(
         StudyError, DataError: the study, the records or the folder cannot be used.
         ProtocolError, AbsentError: too many attempts failed; the last checkpoint stands.
     """
-    if isinstance(study.privacy, DistributedPrivacy):
-        raise StudyError("privacy.mode: expected local or none, distributed is not here yet")
     torch.set_num_threads(1)  # the same bytes for any number of workers; two threads collapse
     began = time.monotonic()
     gathered = gather(study, data)
@@ -99,18 +105,29 @@ def simulate(
                 watch(Progress(number, study.rounds, {}, None, baseline=label))
 
         lone = baselines(study, parts[0].pool, vector_of(network), tell)
+    names = measured.pool.sites
+    asked = study.aggregation.cohort or len(names)
+    encoding = site_encoding(study, asked, len(measured.checkpoint.state.model))
+    ring = encoding if isinstance(encoding, Ring) else None
+    peers = None
+    if ring is not None:
+        known = ring.shares.answers - knowing_sites(ring.shares)
+        part = ring.multiplier(known) / ring.noise_multiplier
+        peers = spent_in(study, out / "sites", names, part)
     return Outcome(
         study=study,
-        sites=measured.pool.sites,
+        sites=names,
         checkpoint=measured.checkpoint,
         targets=measured.targets,
         predictions=measured.predictions,
         site_index=measured.site_index,
         baselines=lone,
-        spent=spent_in(study, out / "sites", measured.pool.sites),
+        spent=spent_in(study, out / "sites", names),
         traffic=measured.traffic,
         seconds=time.monotonic() - began,
         model=measured.model,
+        ring=ring,
+        peers=peers,
     )
 
 

@@ -168,6 +168,42 @@ def epsilon_words(privacy: Json) -> list[str]:
     ]
 
 
+def noise_words(privacy: Json) -> list[str]:
+    """Return what the guarantee of mode distributed rests on, or nothing in another mode."""
+    noise = privacy.get("noise")
+    if not noise:
+        return []
+    answers, colluders = noise["answers"], noise["colluders"]
+    carriers = answers - colluders
+    words = [
+        f"Every site adds a share of the noise, and {carriers} shares are all of it. No sum of "
+        f"fewer than {answers} of the {noise['sites']} sites is opened (t_n = {answers}), so that "
+        + (
+            f"up to {colluders} of them may leave their share out, or tell it to the server "
+            f"(n_c = {colluders})."
+            if colluders
+            else "all of them must add theirs and keep it to themselves (n_c = 0)."
+        )
+    ]
+    if noise["sampling_rate"] == 1:
+        words.append(
+            "The sampling rate is 1: every record is in every step, so nothing about a sample has "
+            "to stay secret, and the steps add up exactly, as one Gaussian."
+        )
+    else:
+        words.append(
+            f"Every step draws its records with probability {noise['sampling_rate']:g}, and the "
+            "figure holds while nobody outside a site learns which were drawn."
+        )
+    words.append(
+        f"Gradients are computed in 32-bit floating point, in batches, and their last bits may "
+        f"hang on the other records of a batch. One {privacy['unit']} is therefore charged "
+        f"{100 * (noise['margin'] - 1):.1f}\u00a0% more than the clipping norm: a margin, not a "
+        "proof. From there on all sums and all noise are whole numbers, and exact."
+    )
+    return words
+
+
 def exposures(results: Json) -> list[Exposure]:
     """Return who could learn what when this study runs between hospitals."""
     mode = results["privacy"]["mode"]
@@ -200,6 +236,9 @@ def _server(results: Json) -> Exposure:
         )
         if mode == "local":
             learns += " One that does not would find each update with its full noise."
+        if mode == "distributed":
+            learns += " Each sum carries the whole noise. A server that does not follow it would "
+            learns += "find single updates, with their share of the noise only."
         return Exposure(
             "The coordinator’s server", learns, "protected" if mode == "local" else "partly"
         )
@@ -217,6 +256,14 @@ def _peers(results: Json) -> Exposure:
         learns += " All other sites together could subtract theirs from the sum, and would then "
         learns += "see one site’s update, which still carries its full noise."
         return Exposure("The other sites", learns, "protected")
+    against = results["privacy"].get("against_sites")
+    if against:
+        who = "One that knows its own share of the noise"
+        if against["sites"] > 1:
+            who = f"As many as {against['sites']} that put together what they know of the noise"
+        whose = "patient" if results["privacy"]["unit"] == "patient" else "record"
+        learns += f" {who} will learn about one {whose} of another site no more than epsilon "
+        learns += f"{show_epsilon(against['epsilon'])} allows."
     learns += " All other sites together could subtract theirs and see what is left: one site’s "
     if results["privacy"]["mode"] == "distributed":
         learns += "update with its share of the noise only."
@@ -247,7 +294,8 @@ def _min_sites(results: Json) -> int:
     least = int(results["study"].get("aggregation", {}).get("min_sites", 3))
     cohort = int(results["study"].get("aggregation", {}).get("cohort", 0))
     answering = (2 * (cohort or site_count(results))) // 3 + 1  # PROTOCOL: t = floor(2n/3) + 1
-    return max(least, answering)
+    noise = results["privacy"].get("noise") or {}
+    return max(least, answering, int(noise.get("answers", 0)))
 
 
 def _factor(epsilon: float) -> str:

@@ -1,6 +1,6 @@
-"""Which records are held out: by a keyed hash of their identity or a public column, never by count.
+"""Which records are held out, or left out: by a keyed hash of their identity or a public column.
 
-Moving one record in or out of a site leaves every other record on its side.
+Never by count: moving one record in or out of a site leaves every other record where it is.
 """
 
 import hmac
@@ -16,6 +16,7 @@ from shared_models.sections import Evaluation
 
 SPLIT_KEY_BYTES = 32
 _FOLDS_LABEL = b"fedward folds"
+_KEPT_LABEL = b"fedward kept"
 
 
 def held_out(records: Records, evaluation: Evaluation, split_key: bytes) -> npt.NDArray[np.bool_]:
@@ -52,6 +53,35 @@ def fold_of(records: Records, folds: int, split_key: bytes) -> npt.NDArray[np.in
         raise ValueError(f"expected folds >= 2, got {folds}")
     key = hmac.digest(split_key, _FOLDS_LABEL, "sha256")  # independent of the hold-out's hashes
     return np.array([value * folds >> 64 for value in _hashes(records, key)], dtype=np.int64)
+
+
+def kept(records: Records, fraction: float, split_key: bytes) -> npt.NDArray[np.bool_]:
+    """Return (N,) True for the records that a site with too many of them trains on.
+
+    Args:
+        records: of one site.
+        fraction: fixed when the site enrols (`enrolled_fraction`) and never from a later count.
+        split_key: the site's own, 32 bytes, the same for every run of a study.
+
+    Guarantee: a record is kept by the key and its own identity alone. "The first records_max" would
+    let one record push out another, and so count twice.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"expected a fraction in (0, 1], got {fraction}")
+    below = math.floor(fraction * 2**64)
+    key = hmac.digest(split_key, _KEPT_LABEL, "sha256")  # independent of the hold-out's hashes
+    return np.array([value < below for value in _hashes(records, key)], dtype=np.bool_)
+
+
+def enrolled_fraction(units: int, records_max: int) -> float:
+    """Return the fraction at which a site that enrols with ``units`` stays within ``records_max``.
+
+    It leaves three deviations of what a keyed hash keeps. A record too many is no breach: the ring
+    is sized for more than real gradients ever fill, and what does not fit is clamped.
+    """
+    if units <= records_max:
+        return 1.0
+    return max(records_max - 3 * math.sqrt(records_max), 1.0) / units
 
 
 def _hashes(records: Records, key: bytes) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data.holdout import fold_of, held_out
+from client.data.holdout import enrolled_fraction, fold_of, held_out, kept
 from client.data.records import Records
 from privacy.errors import DataError, StudyError
 from shared_models.sections import Evaluation
@@ -57,6 +57,7 @@ def test_one_record_more_moves_no_other(names: list[bytes], name: bytes, place: 
     for sides in (
         lambda records: held_out(records, Evaluation(), KEY),
         lambda records: fold_of(records, 5, KEY),
+        lambda records: kept(records, 0.6, KEY),
     ):
         before, after = sides(records_of(names)), sides(records_of(more))
         assert before.tolist() == np.delete(after, place).tolist()
@@ -132,3 +133,40 @@ def test_a_patient_on_both_sides_of_a_column_is_refused() -> None:
     both = records_of([b"a", b"a", b"b"], patients=[0, 0, 1], **columns)
     with pytest.raises(DataError, match="every patient on one side"):
         held_out(both, evaluation, KEY)
+
+
+# Records that are left out
+
+
+def test_a_site_within_the_public_maximum_keeps_everything() -> None:
+    assert enrolled_fraction(100, 100) == enrolled_fraction(0, 100) == 1.0
+    assert kept(records_of(numbered(50)), 1.0, KEY).all()
+
+
+def test_a_site_above_it_keeps_no_more_than_the_maximum() -> None:
+    records = records_of(numbered(3_000))
+    fraction = enrolled_fraction(3_000, 1_000)
+    for seed in range(40):
+        key = hashlib.sha256(bytes([seed])).digest()
+        # the fraction leaves 3 sqrt(1000) = 95, of a binomial that is 25 wide
+        assert 500 < kept(records, fraction, key).sum() <= 1_000
+
+
+def test_who_is_kept_does_not_follow_from_who_is_held_out() -> None:
+    records = records_of(numbered(4_000))
+    held, stay = held_out(records, Evaluation(holdout=0.5), KEY), kept(records, 0.5, KEY)
+    # independent halves: a quarter in both, of deviation sqrt(3/16 / 4000) = .0068; five of them
+    assert abs((held & stay).mean() - 0.25) < 0.035
+
+
+def test_a_patient_is_kept_whole() -> None:
+    names = [name for name in numbered(200) for _ in range(3)]
+    found = kept(records_of(names), 0.5, KEY).reshape(200, 3)
+    assert (found == found[:, :1]).all()
+    assert 50 < found[:, 0].sum() < 150
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
+def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        kept(records_of(numbered(2)), fraction, KEY)

@@ -258,7 +258,7 @@ def test_a_debit_says_what_was_done(tmp_path: Path) -> None:
 def test_mode_none_debits_nothing(tmp_path: Path) -> None:
     given = study()
     site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
-    assert training_event(given, None, "records") is None
+    assert training_event(given, None, "records", Encoding(32, 5, 1.0)) is None
     assert list(tmp_path.iterdir()) == []
 
 

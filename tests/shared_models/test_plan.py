@@ -18,6 +18,7 @@ from shared_models.plan import (
     plan_document,
     roster_digest,
 )
+from shared_models.ring import ring_of
 from shared_models.study import Study, parse_study
 
 LOCAL = {
@@ -113,8 +114,14 @@ def test_the_scale_of_the_narrow_ring_is_its_own() -> None:
     assert read(study(ring_bits=16), 7)["scale"] == float((2**15 - 1) // 7)
 
 
-def test_distributed_mode_has_no_scale_yet() -> None:
-    assert read(study(DISTRIBUTED))["scale"] is None
+def test_the_scale_of_mode_distributed_is_that_of_its_ring() -> None:
+    given = study({**DISTRIBUTED, "clipping_norm": 0.25})
+    assert read(given)["scale"] == 4 * 2.0 ** ring_of(given, 7, 33).exponent
+
+
+def test_a_distributed_study_without_room_has_no_plan() -> None:
+    with pytest.raises(StudyError, match="expected room for"):
+        read(study({**DISTRIBUTED, "records_max": 10**9}))
 
 
 def test_a_value_bound_without_a_finite_scale_is_refused() -> None:

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared_models.steps import after_sum, encoding_of, evaluation_due
+from privacy.encoding import Encoding
+from privacy.ring import Ring
+from shared_models.steps import after_sum, encoding_of, evaluation_due, site_encoding
 from shared_models.strategies import State, first_state, state_bytes
 from shared_models.study import Study, parse_study
 
@@ -18,9 +20,21 @@ PRIVATE = {
     "sampling_rate": 0.1,
     "expected_batch": 8,
 }
+DISTRIBUTED = {
+    "mode": "distributed",
+    "noise_multiplier": 2.0,
+    "delta": 1e-5,
+    "clipping_norm": 0.5,
+    "expected_batch": 8,
+    "records_max": 20,
+}
 
 
 def study(private: bool = False, every: int = 3, **aggregation: Any) -> Study:
+    return of_mode(PRIVATE if private else {"mode": "none"}, every, **aggregation)
+
+
+def of_mode(privacy: dict[str, Any], every: int = 3, **aggregation: Any) -> Study:
     return parse_study(
         {
             "name": "s",
@@ -35,7 +49,7 @@ def study(private: bool = False, every: int = 3, **aggregation: Any) -> Study:
             },
             "model": {"name": "mlp", "hidden": []},
             "training": {"learning_rate": 0.1, "local_steps": 1},
-            "privacy": PRIVATE if private else {"mode": "none"},
+            "privacy": privacy,
             "aggregation": aggregation,
             "evaluation": {"every": every},
         }
@@ -78,6 +92,27 @@ def test_public_weights_are_those_of_the_survivors() -> None:
     values = np.array([bound, 0], dtype=np.int64)
     after = after_sum(given, start(given), values, NO_LANES, ("ash", "oak"), 4, 4)
     np.testing.assert_allclose(after.model, [0.5 + 1 / 1.25, -0.25], rtol=1e-12)
+
+
+def test_a_sum_of_gradients_is_one_step_of_descent_over_a_public_denominator() -> None:
+    given = of_mode(DISTRIBUTED)
+    ring = site_encoding(given, 4, 2)
+    assert isinstance(ring, Ring)
+    assert isinstance(site_encoding(study(), 4, 2), Encoding)
+    values = np.array([3, -5], dtype=np.int64) << ring.exponent  # clipping norms
+    after = after_sum(given, start(given), values, NO_LANES, NAMES[:3], 4, 4)
+    # learning rate .1, three sites answered, expected batch 8; how many records there were, or
+    # took part in the step, is nowhere: equal sums give equal steps
+    step = 0.1 * 0.5 / (3 * 8)
+    np.testing.assert_allclose(after.model, [0.5 - 3 * step, -0.25 + 5 * step], rtol=1e-12)
+
+
+def test_public_weights_change_the_denominator_of_a_sum_of_gradients() -> None:
+    weights = dict(zip(NAMES, (1.0, 2.0, 3.0, 4.0), strict=True))
+    given = of_mode(DISTRIBUTED, weighting="public", weights=weights)
+    values = np.array([1, 0], dtype=np.int64) << site_encoding(given, 4, 2).exponent
+    after = after_sum(given, start(given), values, NO_LANES, ("ash", "oak"), 4, 4)
+    np.testing.assert_allclose(after.model[0], 0.5 - 0.1 * 0.5 / (1.25 * 8), rtol=1e-12)
 
 
 def test_a_sum_without_weight_leaves_the_model() -> None:

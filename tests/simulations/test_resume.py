@@ -23,10 +23,27 @@ class Cut(BaseException):
     """Stands in for SIGKILL: nothing of the program catches it."""
 
 
+DISTRIBUTED = {
+    "rounds": 3,
+    "training": {"learning_rate": 0.5},
+    "aggregation.strategy": "fedadam",
+    "aggregation.average_last": 0.7,
+    "privacy": {
+        "mode": "distributed",
+        "epsilon": 4.0,
+        "delta": 1e-5,
+        "clipping_norm": 1.0,
+        "sampling_rate": 0.5,
+        "expected_batch": 16,
+        "records_max": 60,
+    },
+}
 CASES = {
     "fedavg": (False, {"rounds": 3}),
     "private": (True, {"rounds": 3}),
     "masked": (True, {"rounds": 3, "aggregation.masking": "fsa1"}),
+    "distributed": (False, DISTRIBUTED),
+    "distributed-masked": (False, {**DISTRIBUTED, "aggregation.masking": "fsa1"}),
     "fedadam": (False, {"rounds": 3, "aggregation.strategy": "fedadam"}),
     "mean": (False, {"rounds": 3, "aggregation.average_last": 0.7}),
     "scaffold": (False, {"rounds": 3, "aggregation.strategy": "scaffold"}),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from client.training import Trainer
-from privacy.errors import StudyError
 from privacy.ledger import Ledger
 from shared_models.cells import count_cells
 from shared_models.inputs import loss_kind
@@ -306,16 +305,6 @@ def test_much_noise_moves_the_model_more_than_any_record(
     drift = (private.checkpoint.state.model - first).std()
     assert 14 < drift < 28  # 33 coordinates: the sd of that estimate is 2.5
     assert np.abs(plain.checkpoint.state.model - first).max() < 4
-
-
-def test_distributed_privacy_is_refused_until_it_is_here(
-    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
-) -> None:
-    changes = {"privacy.mode": "distributed", "privacy.records_max": 100}
-    study = toy_study(True, **changes, **{"training.local_steps": 1})
-    with pytest.raises(StudyError, match="distributed is not here yet"):
-        simulate(study, toy_csv, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 # Sites as they come
