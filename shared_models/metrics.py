@@ -124,9 +124,9 @@ def metrics_from_cells(
     tally = read_cells(kind, classes, cells, bins=bins, bounds=bounds)
     means = tally.sums / tally.records if tally.records else tally.sums
     if kind == "regression":
-        return _number_figures(means, tally.records)
-    rankings = [_binned(scores) for scores in tally.scores]
-    return _class_figures(tally.confusion, rankings, means)
+        return number_figures(means, tally.records)
+    rankings = [binned(scores) for scores in tally.scores]
+    return class_figures(tally.confusion, rankings, means)
 
 
 def exact_metrics(
@@ -149,7 +149,7 @@ def exact_metrics(
     """
     if kind == "regression":
         powers = error_powers(number_errors(targets, predictions))
-        return _number_figures(_mean(powers), len(powers))
+        return number_figures(_mean(powers), len(powers))
     truth, scores = class_scores(classes, targets, predictions)
     size = len(classes)
     if len(truth):
@@ -159,7 +159,7 @@ def exact_metrics(
     ones = np.ones(len(truth))
     judged = [1] if kind == "binary" else range(size)
     rankings = [(truth == k, scores[:, k], ones) for k in judged]
-    return _class_figures(confusion, rankings, _mean(score_moments(truth, scores)))
+    return class_figures(confusion, rankings, _mean(score_moments(truth, scores)))
 
 
 def auc_binning_error(
@@ -184,7 +184,7 @@ def _mean(moments: Numbers) -> Numbers:
     return means
 
 
-def _binned(scores: Cells) -> Ranking:
+def binned(scores: Cells) -> Ranking:
     """Return a (2, B) histogram as weighted records that score their bin's number."""
     weights = scores.ravel().astype(np.float64)
     bins = scores.shape[1]
@@ -193,7 +193,7 @@ def _binned(scores: Cells) -> Ranking:
     return positive[kept] == 1, place[kept].astype(np.float64), weights[kept]
 
 
-def _class_figures(
+def class_figures(
     confusion: Cells, rankings: Sequence[Ranking], means: Numbers
 ) -> dict[str, Figure]:
     """Return all metrics of classes; one ranking means two classes, judged by "yes"."""
@@ -314,7 +314,7 @@ def _mean_figure(
     return Figure(value, *mean_limits(value, float(mean_square), count, ceiling), count)
 
 
-def _number_figures(means: Numbers, count: int) -> dict[str, Figure]:
+def number_figures(means: Numbers, count: int) -> dict[str, Figure]:
     """Return MAE, RMSE and the mean squared error from the means of e, e^2 and e^4."""
     error, square, fourth = means
     loss = _mean_figure(square, fourth, count)
