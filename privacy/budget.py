@@ -13,17 +13,8 @@ from privacy.accounting import Event, Positive, Spent, Unit, epsilon
 from privacy.errors import PrivacyError
 
 ROWS_MAX = 1000  # of one patient: with more, a study of records costs more than any ceiling
-_MECHANISM = (
-    "unit",
-    "adjacency",
-    "sampler",
-    "sampling_rate",
-    "noise_multiplier",
-    "clipping_norm",
-    "steps",
-    "denominator",
-    "mode",
-)
+# What one debit of a study and phase has in common with the next: all but the tools' versions.
+_FIXED = tuple(name for name in Event.model_fields if name not in {"study", "phase", "versions"})
 
 
 class Ceiling(BaseModel):
@@ -121,7 +112,7 @@ def check_debit(history: Sequence[Event], plan: Sequence[Planned], ceiling: Ceil
     if ceiling is None:
         return
     others = [e for e in history if e.dataset == new.dataset and e.study != new.study]
-    whole = [e.model_copy(update={"steps": e.steps * times}) for e, times in plan]
+    whole = [event for event, times in plan for _ in range(times)]
     cost = spent([*others, *whole], ceiling)
     if not cost.epsilon <= ceiling.epsilon:
         before = spent(others, ceiling).epsilon
@@ -140,7 +131,7 @@ def _check_planned(event: Event, plan: Sequence[Planned]) -> None:
         raise PrivacyError(
             f"expected no debit of this study to {event.phase}, got one; nothing was debited"
         )
-    for name in ("dataset", *_MECHANISM):
+    for name in _FIXED:
         was, now = getattr(event, name), getattr(planned, name)
         if was != now:
             raise PrivacyError(
