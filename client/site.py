@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.control import load_control, store_control
+from client.folder import LEDGER
 from client.policy import Policy, check
 from client.training import Tensors, Trainer
 from privacy.accounting import Event
@@ -32,7 +33,6 @@ from shared_models.strategies import State, moment_names
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
-LEDGER = "ledger.db"  # in the site's folder
 # (purpose, round, step) -> 32 bytes. A deployment ignores the arguments and asks the system.
 Entropy = Callable[[str, int, int], bytes]
 
