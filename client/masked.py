@@ -129,7 +129,7 @@ class Participant:
         self._store.begin_run(run)
         self._grouped = None
         last = self._store.counters().get(member.index, START)
-        self._phase, answer = secagg_setup.hello(member, run, last)
+        self._phase, answer = secagg_setup.hello(member, run, last, self._site.ledger_head())
         names = self._vouched()
         if self._revealed is not None:
             names.append(checkable(self._revealed.attempt.run, self._revealed.attempt.counter))

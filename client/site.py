@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from client.control import load_control, store_control
+from client.folder import LEDGER
 from client.policy import Policy, check
 from client.training import Tensors, Trainer
 from privacy.accounting import Event
+from privacy.budget import Planned, check_debit
 from privacy.dpsgd import Mechanism
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError, ProtocolError
+from privacy.heads import EMPTY
 from privacy.ledger import Ledger
 from privacy.ring import Ring
 from privacy.stream import KEY_BYTES, Stream
@@ -135,6 +138,17 @@ class Site:
             return self._train(state, number, attempt)
         return self._evaluate(state)
 
+    def ledger_head(self) -> bytes:
+        """Return the head of the site's ledger as peers keep it, 32 bytes; zeros without a ledger.
+
+        Raises:
+            PrivacyError: the ledger cannot be read, or its last row was changed.
+        """
+        if self._folder is None or not (self._folder / LEDGER).exists():
+            return EMPTY.wire()
+        with Ledger(self._folder / LEDGER) as ledger:
+            return ledger.head().wire()
+
     def _train(self, state: State, number: int, attempt: int) -> Contribution:
         self._debit(number, attempt)
         records = self._records().train
@@ -198,21 +212,19 @@ class Site:
             raise ValueError("expected a folder for the ledger of a private study")
         self._folder.mkdir(parents=True, exist_ok=True)
         key = f"{self._digest}/train/{number}/{attempt}"
-        with Ledger(self._folder / "ledger.db") as ledger:
+        # The server's orders never take a site past the calibration, nor past its own ceiling.
+        plan = (Planned(event, self._study.rounds + self._study.spare_attempts),)
+        ceiling = self._policy.ceiling
+        under = None if ceiling is None else self._policy.digest()
+        with Ledger(self._folder / LEDGER) as ledger:
             debited = False
 
             def first(history: Sequence[Event]) -> None:
                 nonlocal debited
-                spent = sum(past.study == self._digest for past in history)
-                planned = planned_attempts(self._study)
-                if spent > planned:  # the server's orders never take a site past the calibration
-                    raise PrivacyError(
-                        f"expected at most {planned} debits of this study, which its noise is "
-                        f"calibrated for, got one more; no record was read"
-                    )
+                check_debit(history, plan, ceiling)
                 debited = True
 
-            ledger.debit(event, key, allow=None if self._repeats else first)
+            ledger.debit(event, key, allow=None if self._repeats else first, under=under)
         if not self._repeats and not debited:
             # Fresh noise under an old debit would be a second release for the price of one.
             raise PrivacyError(

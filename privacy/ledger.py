@@ -1,12 +1,11 @@
 """A site's durable record of every private release: one event a row, chained by hashes, in SQLite.
 
-It does not add events up (``privacy.accounting`` does) and it knows no policy: whoever debits may
-bring a check that runs inside the transaction. A debit is on disk before a record is read, so that
-a crash can cost one debit too many and never one too few.
+Beside the events stand the site's policies, as rows of the same chain, so that nobody can say later
+under which ceilings a debit was made. It does not add events up (``privacy.accounting`` does) and
+reads no policy: whoever debits may bring a check that runs inside the transaction. A debit is on
+disk before a record is read, so that a crash can cost one debit too many and never one too few.
 """
 
-import hashlib
-import json
 import os
 import sqlite3
 import tempfile
@@ -14,39 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from privacy.accounting import Event
+from privacy.chain import Adopted, Entry, Row, canonical, checked, row_digest
 from privacy.errors import PrivacyError
+from privacy.heads import EMPTY, Head
 
-_VERSION = 1  # of the table and of what is hashed
+_VERSION = 1  # of the table and of what is hashed (`privacy.chain`)
 _WAIT_S = 60.0  # another process may be verifying a long history inside its transaction
 _KEY_LENGTH = 500
 _COLUMNS = "SELECT number, key, event, digest FROM events"
 
 
-class Head(NamedTuple):
-    """The end of a chain, for others to keep: with it a cut or an older copy is found."""
-
-    rows: int
-    digest: str  # SHA-256 in hex; 64 zeros when there are no rows
-
-
-class Row(NamedTuple):
-    """One debit as it stands in the ledger; ``digest`` covers it and every row before it."""
-
-    number: int  # from 1
-    key: str
-    event: Event
-    digest: str
-
-    @property
-    def head(self) -> Head:
-        """The chain's end when this row was its last."""
-        return Head(self.number, self.digest)
-
-
-EMPTY = Head(0, "0" * 64)
 Check = Callable[[Sequence[Event]], None]
 
 
@@ -75,29 +54,32 @@ class Ledger:
                 self._connection.close()
                 raise
 
-    def debit(self, event: Event, key: str, *, allow: Check | None = None) -> Row:
+    def debit(
+        self, event: Event, key: str, *, allow: Check | None = None, under: str | None = None
+    ) -> Row:
         """Write ``event`` durably under ``key``, or return the row that already holds it.
 
         Args:
             event: what is about to be done.
             key: names the attempt (study, run, round, attempt, phase), 1 to 500 characters; asked
                 again with an equal event, as in a resumed run, it costs nothing more.
-            allow: called with the whole verified history and ``event`` last, in the transaction
-                that writes it, so that two processes cannot both take the last of a budget. It
-                refuses by raising PrivacyError. Not called when the row exists: it was allowed.
+            allow: called with all verified events and ``event`` last, in the transaction that
+                writes it, so that two processes cannot both take the last of a budget. It refuses
+                by raising PrivacyError. Not called when the row exists: it was allowed.
+            under: digest of the policy that allows it, which must be the one adopted last.
 
         Returns:
             the row; it is on disk (synchronous=FULL) when this returns.
 
         Raises:
             ValueError: ``key`` is empty or too long.
-            PrivacyError: ``key`` holds another event, ``allow`` refused, a row of the chain is
-                wrong (the last one always, all with ``allow``), or the disk failed. Nothing was
-                debited, and nothing may be read.
+            PrivacyError: ``key`` holds another event, another policy is in force, ``allow``
+                refused, a row of the chain is wrong (the last one always, all with ``allow`` or
+                ``under``), or the disk failed. Nothing was debited, and nothing may be read.
         """
         if not 1 <= len(key) <= _KEY_LENGTH:
             raise ValueError(f"expected a key of 1 to {_KEY_LENGTH} characters, got {len(key)}")
-        text = _canonical(event)
+        text = canonical(event)
         with self._failing("nothing was debited"), self._transaction():
             found = self._connection.execute(f"{_COLUMNS} WHERE key = ?", (key,)).fetchone()
             if found is not None:
@@ -107,15 +89,35 @@ class Ledger:
                         "nothing was debited"
                     )
                 return self._row_in_place(found)
+            if allow is not None or under is not None:
+                entries = [row.entry for row in self._rows()]
+                _check_adopted(entries, under)
+                if allow is not None:
+                    allow([*(e for e in entries if isinstance(e, Event)), event])
+            return self._append(key, event)
+
+    def adopt(self, policy: str, *, allow: Check | None = None) -> Row | None:
+        """Write down that the policy of this canonical text is in force, unless it is already.
+
+        Args:
+            policy: the text, the same for the same policy.
+            allow: called with all verified events; it refuses by raising PrivacyError.
+
+        Returns:
+            the new row, or None when the policy was in force.
+
+        Raises:
+            PrivacyError: ``allow`` refused, a row is wrong, or the disk failed. Nothing changed.
+        """
+        entry = Adopted(policy=policy)
+        with self._failing("the policy was not adopted"), self._transaction():
+            rows = list(self._rows())
+            last = next((r.entry for r in reversed(rows) if isinstance(r.entry, Adopted)), None)
+            if last == entry:
+                return None
             if allow is not None:
-                allow([*(row.event for row in self._rows()), event])
-            last = self._last()
-            number = last.rows + 1
-            digest = _digest(last.digest, number, key, text)
-            self._connection.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?)", (number, key, text, digest)
-            )
-        return Row(number, key, event, digest)
+                allow([row.entry for row in rows if isinstance(row.entry, Event)])
+            return self._append(f"policy/{len(rows) + 1}", entry)
 
     def events(self, dataset: str | None = None, study: str | None = None) -> list[Event]:
         """Return the events, oldest first, of one dataset or study or of all, verified.
@@ -123,10 +125,11 @@ class Ledger:
         Raises:
             PrivacyError: a row is wrong; it is named, and no event is returned.
         """
+        events = (row.entry for row in self.rows() if isinstance(row.entry, Event))
         return [
-            row.event
-            for row in self.rows()
-            if dataset in (None, row.event.dataset) and study in (None, row.event.study)
+            event
+            for event in events
+            if dataset in (None, event.dataset) and study in (None, event.study)
         ]
 
     def rows(self) -> list[Row]:
@@ -139,29 +142,30 @@ class Ledger:
         with self._failing("nothing was read"):
             return self._last()
 
-    def verify(self, known: Head | None = None) -> Head:
-        """Check every row, and that the chain goes through ``known``; return its end.
+    def verify(self, *known: Head) -> Head:
+        """Check every row, and that the chain goes through each of ``known``; return its end.
 
         Args:
-            known: an end that someone else has kept. Without it rows cut from the end, or an older
-                copy put back, cannot be seen.
+            known: ends that others have kept, whole or from the wire. Without one, rows cut from
+                the end, or an older copy put back, cannot be seen.
 
         Raises:
             PrivacyError: the first wrong row is named.
         """
-        passed = known is None or known == EMPTY
+        kept: dict[int, list[Head]] = {}
+        for one in known:
+            kept.setdefault(one.rows, []).append(one)
         head = EMPTY
         for row in self.rows():
             head = row.head
-            if known is not None and row.number == known.rows:
-                if row.digest != known.digest:
-                    raise PrivacyError(
-                        f"expected the countersigned chain, got another at row {row.number}"
-                    )
-                passed = True
-        if not passed and known is not None:
+            if any(one.wire() != head.wire() for one in kept.get(head.rows, ())):
+                raise PrivacyError(
+                    f"expected the countersigned chain, got another at row {row.number}"
+                )
+        longest = max(kept, default=0)
+        if head.rows < longest:
             raise PrivacyError(
-                f"expected {known.rows} rows or more, got {head.rows}: row {head.rows + 1} is gone"
+                f"expected {longest} rows or more, got {head.rows}: row {head.rows + 1} is gone"
             )
         return head
 
@@ -215,11 +219,21 @@ class Ledger:
                 f"{type(error).__name__}: {error}; {became}"
             ) from error
 
+    def _append(self, key: str, entry: Entry) -> Row:
+        """Write the next row; within a transaction."""
+        text, last = canonical(entry), self._last()
+        number = last.rows + 1
+        digest = row_digest(last.digest, number, key, text)
+        self._connection.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?)", (number, key, text, digest)
+        )
+        return Row(number, key, entry, digest)
+
     def _rows(self) -> Iterator[Row]:
         """Yield the rows in order, each checked against the one before."""
         before = EMPTY
         for values in self._connection.execute(f"{_COLUMNS} ORDER BY number"):
-            row = _checked(values, before)
+            row = checked(values, before)
             before = row.head
             yield row
 
@@ -233,7 +247,7 @@ class Ledger:
         found = self._connection.execute(
             "SELECT number, digest FROM events WHERE number = ? - 1", (values[0],)
         ).fetchone()
-        return _checked(values, EMPTY if found is None else Head(int(found[0]), str(found[1])))
+        return checked(values, EMPTY if found is None else Head(int(found[0]), str(found[1])))
 
 
 _EMPTY_LEDGER = f"""
@@ -268,28 +282,12 @@ def _create(path: Path) -> None:
         os.close(folder)
 
 
-def _canonical(event: Event) -> str:
-    """Return the one JSON text of ``event``: sorted keys, no spaces, shortest exact floats."""
-    return json.dumps(event.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _digest(previous: str, number: int, key: str, text: str) -> str:
-    """Return SHA-256, in hex, of the previous digest and this row's canonical JSON."""
-    row = json.dumps([number, key, text], separators=(",", ":"))
-    return hashlib.sha256(bytes.fromhex(previous) + row.encode()).hexdigest()
-
-
-def _checked(values: tuple[object, ...], before: Head) -> Row:
-    """Return the row after ``before``, or raise PrivacyError naming the first that is wrong."""
-    number, key, text, digest = values
-    expected = before.rows + 1
-    if not isinstance(number, int) or number != expected:
-        raise PrivacyError(f"expected ledger row {expected}, got row {number}: the chain is broken")
-    if isinstance(key, str) and isinstance(text, str) and isinstance(digest, str):
-        try:
-            sound = _digest(before.digest, number, key, text) == digest
-            if sound:
-                return Row(number, key, Event.model_validate_json(text), digest)
-        except ValueError:  # a digest that is no hex, or an event of another shape
-            pass
-    raise PrivacyError(f"expected the digest of ledger row {number} to hold, got a changed row")
+def _check_adopted(entries: Sequence[Entry], under: str | None) -> None:
+    """Raise PrivacyError when the policy adopted last is not the one of digest ``under``."""
+    last = next((e for e in reversed(entries) if isinstance(e, Adopted)), None)
+    if under is not None and (last is None or last.digest != under):
+        raise PrivacyError(
+            "expected a policy that the ledger has a row of, got one that was changed since; "
+            "nothing was debited",
+            "`fedward-site start` writes a changed policy down",
+        )

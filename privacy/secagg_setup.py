@@ -12,6 +12,7 @@ from hmac import compare_digest
 
 from privacy import keys
 from privacy.errors import ProtocolError
+from privacy.heads import EMPTY, Head, follows, head_of
 from privacy.keys import KEY_BYTES, Agreement, AgreementKey, Entropy, Identity
 from privacy.roster import Plan, Roster
 from privacy.secagg_messages import (
@@ -86,6 +87,7 @@ class Joined:
     part: bytes = field(repr=False)
     part_commitments: Mapping[int, bytes]
     highest: Mapping[int, Counter]
+    heads: Mapping[int, Head]  # of all ledgers, as their sites tell them: to be kept likewise
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def hello(
         site: who we are.
         run: id of the run, 16 bytes; the caller refuses one that it has seen before.
         last: own last counter of this study, as stored.
-        ledger_head: head of the site's ledger chain, 32 bytes.
+        ledger_head: head of the site's ledger chain, 32 bytes, as `privacy.heads` writes it.
 
     Returns:
         The phase, and RunHello for the server.
@@ -132,7 +134,10 @@ def hello(
 
 
 def join(
-    greeted: Greeted, data: bytes, highest: Mapping[int, Counter] | None = None
+    greeted: Greeted,
+    data: bytes,
+    highest: Mapping[int, Counter] | None = None,
+    heads: Mapping[int, Head] | None = None,
 ) -> tuple[Joined, bytes]:
     """Check the run's roster and send the own part of the group key (messages 2 and 3).
 
@@ -140,6 +145,7 @@ def join(
         greeted: the phase before.
         data: RunRoster from the server.
         highest: highest counter ever seen of each peer, as stored.
+        heads: latest head seen of each peer's ledger, as stored (`privacy.heads`).
 
     Returns:
         The phase, whose ``highest`` is to be stored first, and GroupPart for the server.
@@ -147,12 +153,12 @@ def join(
     Raises:
         ProtocolError: a check of section 2, message 2, fails.
     """
-    site, seen = greeted.site, highest or {}
+    site, seen, ledgers = greeted.site, highest or {}, heads or {}
     roster = read(RunRoster, data)
     check_server(site, roster, greeted.run, SETUP)
     hellos = {hello.message.header.sender: hello for hello in roster.message.hellos}
     for index, one in hellos.items():
-        _check_hello(greeted, index, one, seen.get(index, SETUP))
+        _check_hello(greeted, index, one, seen.get(index, SETUP), ledgers.get(index, EMPTY))
     # section 2, message 2: own entry unchanged (also when it is a later one of a copy of us)
     own = hellos.get(site.index)
     if own is None or own.signed != greeted.hello:
@@ -178,6 +184,7 @@ def join(
         greeted.part,
         {index: hello.message.part_commitment for index, hello in hellos.items()},
         {**seen, **{index: hello.message.last for index, hello in hellos.items()}},
+        {index: head_of(hello.message.ledger_head) for index, hello in hellos.items()},
     )
     return joined, _group_part(joined)
 
@@ -240,7 +247,9 @@ def refusal(number: int, expected: str, got: str) -> ProtocolError:
     return ProtocolError(f"message {number}: expected {expected}, got {got}; nothing was sent")
 
 
-def _check_hello(greeted: Greeted, index: int, hello: Signed[RunHello], seen: Counter) -> None:
+def _check_hello(
+    greeted: Greeted, index: int, hello: Signed[RunHello], seen: Counter, ledger: Head
+) -> None:
     """Check one RunHello against the pinned roster (section 2, message 2)."""
     site = greeted.site
     name = site.roster.name(index)
@@ -255,6 +264,11 @@ def _check_hello(greeted: Greeted, index: int, hello: Signed[RunHello], seen: Co
         raise refusal(2, f"the approved plan at {name}", "another plan")
     if message.last < seen:
         raise refusal(2, f"{name} at {seen} or later", f"{message.last}: it was rolled back")
+    now = head_of(message.ledger_head)
+    if not follows(ledger, now):
+        raise refusal(
+            2, f"the ledger of {name} to go on from row {ledger.rows}", f"another at row {now.rows}"
+        )
 
 
 def _channel(greeted: Greeted, transcript: bytes, peer: int, peer_key: bytes) -> Channel:

@@ -126,6 +126,26 @@ class Study(Section):
             )
         if self.privacy.unit == "patient" and self.data.patient is None:
             raise ValueError("data.patient: missing, expected with privacy.unit = 'patient'")
+        units = self._public_units()
+        if not self.privacy.delta * units < 1:
+            raise ValueError(
+                f"privacy.delta: expected below one in {units:.0f}, the {self.privacy.unit}s that "
+                "sampling_rate, expected_batch, min_sites and records_max speak of, found "
+                f"{self.privacy.delta}"
+            )
+
+    def _public_units(self) -> float:
+        """Return the largest number of records (patients) that the study's public figures name.
+
+        A site's rate and batch say how many it is thought to have, and min_sites such sites are in
+        every sum; records_max is what one may have. Whoever publishes one of n records at random
+        keeps delta = 1/n, so the largest n is the one to ask for.
+        """
+        if isinstance(self.privacy, NoPrivacy):
+            return 0.0
+        a_site = self.privacy.expected_batch / self.privacy.sampling_rate
+        most = self.privacy.records_max if isinstance(self.privacy, DistributedPrivacy) else 0
+        return max(self.aggregation.min_sites * a_site, most)
 
     @property
     def spare_attempts(self) -> int:

@@ -3,20 +3,20 @@
 import json
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import FrameType
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
-import click
 import typer
 from rich.console import Console
 
-from privacy.errors import DataError, FedwardError, StudyError
+from privacy.errors import DataError, StudyError
 from privacy.startup import check_packages
+from shared_models import program
+
+PROGRAM = "fedward-sim"
 
 app = typer.Typer(
     help="Simulate a federated study on one machine, through the code of a real deployment.",
@@ -25,7 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 T = TypeVar("T")
-INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 Study_ = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
 Data = Annotated[
@@ -56,7 +55,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
 ) -> None:
     """Train one private model for five hospitals on real breast-cancer records."""
-    with _errors("start it again"):
+    with program.errors(PROGRAM):
         study = _examples() / "breast" / "study.toml"
         _run(study, None, [], out, baselines=True, replace=True)
 
@@ -77,7 +76,7 @@ def run(
     json_: Json = False,
 ) -> None:
     """Run one study on virtual sites."""
-    with _errors():
+    with program.errors(PROGRAM, "go on with --resume"):
         if engine != "local":
             raise StudyError(f"--engine: expected local, found {engine!r}")
         overrides = list(set_ or [])
@@ -101,7 +100,7 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="One task in full.")] = None,
 ) -> None:
     """List what can be learnt, from which data, and an example study each."""
-    with _errors():
+    with program.errors(PROGRAM, "go on with --resume"):
         from simulations.catalogue import show_tasks
 
         show_tasks(name, _examples(), Console())
@@ -188,46 +187,6 @@ def _examples() -> Path:
     return folder
 
 
-@contextmanager
-def _errors(after_interrupt: str = "go on with --resume") -> Iterator[None]:
-    """Turn what went wrong into one line, a hint and an exit code; a bug stays a bug (1)."""
-    try:
-        check_packages()
-        yield
-    except FedwardError as error:
-        _fail(str(error), error.hint, error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; what is done is kept", after_interrupt, INTERRUPTED)
-    except typer.Exit:
-        raise
-    except Exception as bug:
-        with NamedTemporaryFile("w", prefix="fedward-", suffix=".txt", delete=False) as file:
-            traceback.print_exc(file=file)  # mode 0600: it may quote what only the user may see
-        _fail(
-            f"a bug: {type(bug).__name__}", f"please report it; the details are in {file.name}", 1
-        )
-
-
-def _fail(message: str, hint: str, code: int) -> NoReturn:
-    _complain(message, hint)
-    raise typer.Exit(code)
-
-
-def _complain(message: str, hint: str) -> None:
-    line = " ".join(message.split())
-    sys.stderr.write(f"fedward-sim: error: {line}\n")
-    if hint:
-        sys.stderr.write(f"hint: {hint}\n")
-
-
 def main() -> None:
-    """Run the program; a mistake in usage is one line and a hint, as any other error."""
-    try:
-        sys.exit(app(standalone_mode=False))
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.UsageError as error:
-        program = error.ctx.command_path if error.ctx else "fedward-sim"
-        _complain(error.format_message(), f"`{program} --help` shows how it is used")
-        sys.exit(error.exit_code)
+    """Run the program."""
+    program.run(app, PROGRAM)

@@ -76,6 +76,9 @@ class Work:
         self.debits: list[tuple[int, int]] = []
         self.allowed = 99
 
+    def ledger_head(self) -> bytes:
+        return bytes(32)
+
     def contribute(self, kind: str, state: State, number: int, attempt: int) -> Contribution:
         if len(self.debits) == self.allowed:
             raise PrivacyError("expected room in the budget, got none; no record was read")

@@ -1,10 +1,18 @@
-"""A site's policy: what it refuses, and that it can only tighten a study."""
+"""A site's policy: what it refuses, that it can only tighten a study, its file and its log."""
+
+import json
+import tomllib
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from client.policy import Policy, check
-from privacy.errors import PrivacyError
+from client.policy import POLICY_BYTES_MAX, Policy, adopt, check, check_delta, load_policy
+from privacy.accounting import Event
+from privacy.budget import Ceiling
+from privacy.chain import Adopted
+from privacy.errors import DataError, PrivacyError
+from privacy.ledger import Ledger
 from shared_models.study import Study, parse_study
 
 PRIVATE: dict[str, object] = {
@@ -94,3 +102,173 @@ def test_a_policy_with_an_unknown_limit_is_refused() -> None:
     # A limit that is not understood must not be a limit that is not kept.
     with pytest.raises(ValidationError):
         Policy.model_validate({"epsilon_per_studi": 1.0})
+
+
+# Units and delta
+
+PATIENTS = Ceiling(unit="patient", epsilon=8.0, delta=1e-6)
+
+
+def test_a_study_of_another_unit_than_the_ceiling_counts_is_refused() -> None:
+    policy = Policy(dataset="ward", ceilings={"ward": PATIENTS})
+    with pytest.raises(PrivacyError, match=r"privacy\.unit: expected patient, .* got record"):
+        check(policy, study())
+    capped = PATIENTS.model_copy(update={"rows_per_patient": 4})
+    check(Policy(dataset="ward", ceilings={"ward": capped}), study())
+
+
+@pytest.mark.parametrize(("units", "enrolled"), [(99_999, True), (100_000, False), (10**6, False)])
+def test_a_delta_of_one_in_the_sites_records_is_refused(units: int, enrolled: bool) -> None:
+    if enrolled:
+        check_delta(Policy(), study(), units)
+        return
+    with pytest.raises(PrivacyError, match=r"privacy\.delta: .* nothing was sent"):
+        check_delta(Policy(), study(), units)
+
+
+def test_the_delta_of_the_ceiling_is_asked_too() -> None:
+    loose = PATIENTS.model_copy(update={"delta": 1e-3})
+    policy = Policy(dataset="ward", ceilings={"ward": loose})
+    check_delta(policy, study(), 999)
+    with pytest.raises(PrivacyError, match=r"ceilings\.ward\.delta"):
+        check_delta(policy, study(), 1000)
+
+
+def test_without_privacy_there_is_no_delta() -> None:
+    check_delta(Policy(), study({"mode": "none"}), 10**9)
+
+
+# The file
+
+POLICY = """
+dataset = "ward"
+min_sites = 4
+epsilon_per_study = 3.0
+
+[ceilings.ward]
+unit = "patient"
+epsilon = 8.0
+delta = 1e-6
+rows_per_patient = 4
+
+[ceilings.clinic]
+unit = "record"
+epsilon = 2.0
+delta = 1e-5
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_policy_comes_out_of_its_file(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, POLICY))
+    assert (policy.dataset, policy.min_sites, policy.epsilon_per_study) == ("ward", 4, 3.0)
+    assert policy.ceiling == Ceiling(unit="patient", epsilon=8.0, delta=1e-6, rows_per_patient=4)
+    assert policy.ceilings["clinic"].unit == "record"
+    assert not policy.allow_no_privacy
+
+
+def test_a_policys_digest_is_of_its_meaning(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, POLICY))
+    lines = POLICY.replace("min_sites = 4", "").replace("3.0", "3.00") + "# a remark\n"
+    same = load_policy(written(tmp_path, "min_sites = 4\n" + lines))
+    raised = load_policy(written(tmp_path, POLICY.replace("8.0", "8.5")))
+    assert policy.digest() == same.digest() == Adopted(policy=policy.canonical()).digest
+    assert policy.digest() != raised.digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "ceilings: expected one"),
+        ('dataset = "ward"', "ceilings: expected one"),
+        (POLICY.replace('dataset = "ward"', ""), r"ceilings\.records: missing"),
+        (POLICY.replace("min_sites", "minsites"), "minsites: Extra"),
+        (POLICY.replace("epsilon = 8.0", 'epsilon = "8"'), r"ceilings\.ward\.epsilon: .* number"),
+        (POLICY.replace("epsilon = 8.0", "epsilon = inf"), r"ceilings\.ward\.epsilon"),
+        (POLICY.replace("delta = 1e-6", ""), r"ceilings\.ward\.delta: Field required"),
+        ("allow_no_privacy = true" + POLICY, "allow_no_privacy: expected false"),
+        ("dataset = ", "expected TOML"),
+        ("#" * (POLICY_BYTES_MAX + 1), "at most 64 KiB"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused_by_name(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as refused:
+        load_policy(written(tmp_path, text))
+    assert "policy.toml" in str(refused.value)
+    assert refused.value.hint
+
+
+def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        load_policy(tmp_path / "policy.toml")
+
+
+# The log
+
+
+def event(dataset: str = "ward", unit: str = "record") -> Event:
+    return Event.model_validate(
+        {
+            "study": "a1",
+            "dataset": dataset,
+            "unit": unit,
+            "sampling_rate": 1.0,
+            "noise_multiplier": 9.0,
+            "clipping_norm": 1.0,
+            "steps": 1,
+            "denominator": 16.0,
+            "mode": "local",
+        }
+    )
+
+
+def policy_of(text: str) -> Policy:
+    return Policy.model_validate_json(json.dumps(tomllib.loads(text)))
+
+
+def test_every_policy_that_was_in_force_is_in_the_ledger(tmp_path: Path) -> None:
+    first, second = policy_of(POLICY), policy_of(POLICY.replace("8.0", "9.0"))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert adopt(first, ledger) is not None
+        assert adopt(first, ledger) is None
+        ledger.debit(event(), "1", under=first.digest())
+        assert adopt(second, ledger) is not None
+        found = [r.entry.policy for r in ledger.rows() if isinstance(r.entry, Adopted)]
+    assert found == [first.canonical(), second.canonical()]
+    assert '"epsilon":9.0' in found[1]
+
+
+def test_a_new_dataset_id_wants_a_policy_edit_and_a_log_entry(tmp_path: Path) -> None:
+    old, new = policy_of(POLICY), policy_of(POLICY.replace("ward", "ward-2026"))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        adopt(old, ledger)
+        with pytest.raises(PrivacyError, match="a policy that the ledger has a row of"):
+            ledger.debit(event("ward-2026"), "1", under=new.digest())
+        adopt(new, ledger)
+        ledger.debit(event("ward-2026"), "1", under=new.digest())
+
+
+def test_a_dataset_that_was_debited_keeps_a_ceiling(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        adopt(policy_of(POLICY), ledger)
+        ledger.debit(event(), "1")
+        before = ledger.head()
+        with pytest.raises(PrivacyError, match=r"ceilings\.ward: .* policy before stays in force"):
+            adopt(policy_of(POLICY.replace("ward", "other")), ledger)
+        assert ledger.head() == before
+
+
+def test_a_ceiling_cannot_change_to_a_unit_that_its_debits_do_not_have(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        adopt(policy_of(POLICY), ledger)
+        ledger.debit(event(unit="patient"), "1")
+        with pytest.raises(PrivacyError, match="expected record"):
+            adopt(policy_of(POLICY.replace('unit = "patient"', 'unit = "record"')
+                            .replace("rows_per_patient = 4", "")), ledger)  # fmt: skip

@@ -1,6 +1,7 @@
 """One hospital's round: what is checked and written down before a record is read, what it sends."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 import client.site
-from client.policy import Policy
+from client.policy import Policy, adopt
 from client.site import Contribution, Site, Split, system_entropy, training_event
 from client.training import Tensors, Trainer, planned_mechanism
+from privacy.accounting import epsilon
+from privacy.budget import Ceiling
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError, ProtocolError
+from privacy.heads import Head
 from privacy.ledger import Ledger
 from privacy.stream import Stream
 from shared_models.cells import count_cells
@@ -248,7 +252,7 @@ def test_a_debit_says_what_was_done(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         (row,) = ledger.rows()
     assert row.key == f"{given.digest()}/train/1/0"
-    event = row.event
+    event = row.entry
     assert (event.study, event.dataset, event.unit) == (given.digest(), "cardiology", "record")
     assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.5, 1.0, 2)
     assert (event.clipping_norm, event.denominator, event.mode) == (1.0, 8.0, "local")
@@ -260,6 +264,129 @@ def test_mode_none_debits_nothing(tmp_path: Path) -> None:
     site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
     assert training_event(given, None, "records", Encoding(32, 5, 1.0)) is None
     assert list(tmp_path.iterdir()) == []
+
+
+# What the site's ceiling allows
+
+CEILING = Ceiling(unit="record", epsilon=9.4, delta=1e-5)  # the study costs 9.342 in all
+LIMITED = Policy(dataset="ward", ceilings={"ward": CEILING})
+
+
+def limited(folder: Path, records: Readings, given: Study, policy: Policy = LIMITED) -> Site:
+    folder.mkdir(exist_ok=True)
+    with Ledger(folder / "ledger.db") as ledger:
+        adopt(policy, ledger)
+    return site(given, records, folder, policy, entropy=system_entropy)
+
+
+def untouched(folder: Path, records: Readings, head: Head) -> bool:
+    with Ledger(folder / "ledger.db") as ledger:
+        return ledger.head() == head and records.reads == 0
+
+
+def test_a_study_within_the_ceiling_runs_to_its_end(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    asked = limited(tmp_path, records, given)
+    for number in (1, 2, 3):
+        asked.contribute("train", begin(given), number, 0)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert len(ledger.events(dataset="ward")) == records.reads == 3
+        planned = [ledger.events()[0]] * (given.rounds + given.spare_attempts)
+        assert epsilon(planned, 1e-5).epsilon < CEILING.epsilon
+
+
+def test_a_study_whose_epsilon_is_above_the_ceiling_is_refused_before_its_first_round(
+    tmp_path: Path,
+) -> None:
+    """One round costs 4.85: it is the whole study, spare attempts included, that has no room."""
+    given, records = study(PRIVATE), Readings()
+    policy = LIMITED.model_copy(
+        update={"ceilings": {"ward": CEILING.model_copy(update={"epsilon": 9.3})}}
+    )
+    asked = limited(tmp_path, records, given, policy)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        head = ledger.head()
+    with pytest.raises(PrivacyError, match=r"at most epsilon 9.3 .* nothing was debited"):
+        asked.contribute("train", begin(given), 1, 0)
+    assert untouched(tmp_path, records, head)
+
+
+def test_a_budget_that_another_study_used_up_is_refused_before_the_round(tmp_path: Path) -> None:
+    first, second = study(PRIVATE), study({**PRIVATE, "sampling_rate": 0.25})
+    for number in (1, 2, 3):
+        limited(tmp_path, Readings(), first).contribute("train", begin(first), number, 0)
+    records = Readings()
+    asked = limited(tmp_path, records, second)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        head = ledger.head()
+    with pytest.raises(PrivacyError, match=r"over all studies, got .* without"):
+        asked.contribute("train", begin(second), 1, 0)
+    assert untouched(tmp_path, records, head)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [({"clipping_norm": 2.0}, "clipping norm"), ({"noise_multiplier": 1.5}, "noise multiplier")],
+)
+def test_clipping_or_noise_that_changed_in_a_running_study_is_refused(
+    changed: dict[str, float], name: str, tmp_path: Path
+) -> None:
+    """The same digest, another mechanism: what a changed calibration or a patched site would do."""
+    given, records = study(PRIVATE), Readings()
+    limited(tmp_path, Readings(), given).contribute("train", begin(given), 1, 0)
+    mechanism = planned_mechanism(given)
+    assert mechanism is not None
+    asked = Site(
+        "ash", given, Encoding(32, 5, 1.0), Trainer(given, replace(mechanism, **changed)),
+        records, tmp_path, LIMITED,
+    )  # fmt: skip
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        head = ledger.head()
+    with pytest.raises(PrivacyError, match=f"^{name}: expected .* nothing was debited"):
+        asked.contribute("train", begin(given), 2, 0)
+    assert untouched(tmp_path, records, head)
+
+
+def test_a_study_of_records_is_refused_where_patients_are_counted(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    patients = Ceiling(unit="patient", epsilon=20.0, delta=1e-5)
+    asked = limited(tmp_path, records, given, Policy(dataset="ward", ceilings={"ward": patients}))
+    with pytest.raises(PrivacyError, match=r"privacy\.unit: expected patient"):
+        asked.contribute("train", begin(given), 1, 0)
+    assert records.reads == 0
+
+
+def test_a_policy_that_was_edited_and_not_written_down_pays_for_nothing(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    limited(tmp_path, records, given)
+    generous = CEILING.model_copy(update={"epsilon": 99.0})
+    edited = Policy(dataset="ward", ceilings={"ward": generous})
+    with pytest.raises(PrivacyError, match="a policy that the ledger has a row of"):
+        site(given, records, tmp_path, edited, system_entropy).contribute(
+            "train", begin(given), 1, 0
+        )
+    assert records.reads == 0
+
+
+def test_a_running_study_cannot_move_to_another_dataset(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    limited(tmp_path, Readings(), given).contribute("train", begin(given), 1, 0)
+    moved = Policy(dataset="new", ceilings={"ward": CEILING, "new": CEILING})
+    with pytest.raises(PrivacyError, match="dataset: expected 'ward' in every round"):
+        limited(tmp_path, Readings(), given, moved).contribute("train", begin(given), 2, 0)
+
+
+# What peers see of the ledger
+
+
+def test_a_site_shows_the_head_of_its_ledger(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    asked = site(given, Readings(), tmp_path)
+    assert asked.ledger_head() == bytes(32)
+    asked.contribute("train", begin(given), 1, 0)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert asked.ledger_head() == ledger.head().wire() != bytes(32)
+    assert site(study(), Readings(), None).ledger_head() == bytes(32)
 
 
 # What is sent

@@ -1,18 +1,21 @@
 """Accounting against published figures, an independent formula, and its own inverse."""
 
+import ast
 import logging
 import math
 import random
-import time
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from privacy import accounting
+from privacy import accounting, losses
 from privacy.accounting import Event, epsilon, noise_multiplier
 from privacy.errors import PrivacyError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def event(rate: float, noise: float, count: int, **changes: object) -> Event:
@@ -112,7 +115,7 @@ def test_records_and_patients_do_not_add_up() -> None:
 
 
 def test_an_rdp_figure_below_pld_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting, "_rdp", lambda history, delta: 0.01)
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda history, delta: 0.01)
     with pytest.raises(PrivacyError, match="RDP >= PLD"):
         epsilon([event(1.0, 99.0, 3)], 1e-5)  # costs .05
 
@@ -140,17 +143,34 @@ def test_a_delta_outside_zero_to_one_is_refused(delta: float) -> None:
         noise_multiplier(1.0, delta, 0.1, 10)
 
 
-def test_five_hundred_events_of_forty_kinds_take_seconds() -> None:
+def test_five_hundred_events_of_forty_kinds_are_forty_steps_and_then_none() -> None:
+    """What a history costs to add up grows with its kinds: `benchmarks/accounting.py` says how."""
     generator = random.Random(5)
     noises = (0.9, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
     kinds = [(rate, noise) for rate in (0.001, 0.01, 0.05, 0.1, 0.5) for noise in noises]
-    events = [event(*generator.choice(kinds), generator.randint(1, 20)) for _ in range(500)]
-    start = time.process_time()
+    events = [
+        event(*generator.choice(kinds), generator.randint(1, 20), study=f"study {n % 23}")
+        for n in range(500)
+    ]
+    losses._step.cache_clear()
     spent = epsilon(events, 1e-5)
-    assert time.process_time() - start < 10
-    start = time.process_time()
-    assert epsilon(events, 1e-5) == spent  # cached
-    assert time.process_time() - start < 0.1
+    assert losses._step.cache_info().misses == 40
+    asked = losses._step.cache_info()
+    assert epsilon(events, 1e-5) == spent
+    assert losses._step.cache_info() == asked  # the whole figure is kept
+
+
+def test_no_figure_of_gaussian_differential_privacy_is_ever_computed() -> None:
+    """Its central-limit accountant under-reports by 2 to 7 %: no code of ours may name it."""
+    for package in ("privacy", "shared_models", "client", "server", "simulations"):
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                said = " ".join(
+                    str(getattr(node, part, "")) for part in ("id", "attr", "name", "module")
+                )
+                assert "gdp" not in said.lower(), path
+                assert "opacus.accountants" not in said, path
 
 
 def test_no_warning_of_the_library_reaches_people(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,11 +203,11 @@ def test_calibrated_noise_stays_within_the_target_and_wastes_little(
 
 
 def test_a_rough_search_that_is_too_kind_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = accounting._pld
+    true = accounting.pld_epsilon
     fine = accounting._INTERVAL
     monkeypatch.setattr(
         accounting,
-        "_pld",
+        "pld_epsilon",
         lambda history, delta, grid: true(history, delta, grid) * (0.9 if grid > fine else 1.0),
     )
     noise = noise_multiplier(1.25, 1e-5, 1.0, 7)

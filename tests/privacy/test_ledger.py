@@ -2,20 +2,26 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 
 from privacy.accounting import Event
+from privacy.chain import Adopted
 from privacy.errors import PrivacyError
-from privacy.ledger import EMPTY, Check, Head, Ledger
+from privacy.heads import EMPTY, Head
+from privacy.ledger import Check, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -290,14 +296,137 @@ def test_no_check_passes_on_a_history_that_was_changed(path: Path) -> None:
         ledger.debit(event(), "next", allow=lambda _: None)
 
 
-def test_ten_thousand_rows_verify_in_a_second(path: Path) -> None:
+@pytest.fixture(scope="module")
+def long_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten thousand rows, in one file without side files."""
+    path = tmp_path_factory.mktemp("long") / "ledger.sqlite"
     with Ledger(path) as ledger:
         ledger._connection.execute("PRAGMA synchronous = OFF")  # only to fill it in a second
         for row in range(10_000):
-            ledger.debit(event(), str(row))
-        start = time.process_time()
-        assert ledger.verify().rows == 10_000
-        assert time.process_time() - start < 1
+            ledger.debit(event(row + 1, study=f"study {row // 100}"), f"round {row}")
+        ledger._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+TAMPERINGS = {
+    "edit the event": ["UPDATE events SET event = replace(event, '1.1', '9.9') WHERE number = {n}"],
+    "edit the key": ["UPDATE events SET key = key || '.' WHERE number = {n}"],
+    "edit the digest": ["UPDATE events SET digest = 'f' || substr(digest, 2) WHERE number = {n}"],
+    "delete": ["DELETE FROM events WHERE number = {n}"],
+    "delete and renumber": [
+        "DELETE FROM events WHERE number = {n}",
+        "UPDATE events SET number = -number WHERE number > {n}",
+        "UPDATE events SET number = -number - 1 WHERE number < 0",
+    ],
+    "swap with the next": [
+        "UPDATE events SET number = -1 WHERE number = {n}",
+        "UPDATE events SET number = {n} WHERE number = {n} + 1",
+        "UPDATE events SET number = {n} + 1 WHERE number = -1",
+    ],
+    "cut": ["DELETE FROM events WHERE number >= {n}"],
+}
+
+
+@pytest.mark.parametrize("how", list(TAMPERINGS))
+@pytest.mark.parametrize("row", [1, 2, 4711, 9_999])
+def test_of_ten_thousand_rows_the_first_wrong_one_is_named(
+    how: str, row: int, long_ledger: Path, path: Path
+) -> None:
+    with Ledger(long_ledger) as ledger:
+        kept = ledger.head()
+    shutil.copy(long_ledger, path)
+    alter(path, *(statement.format(n=row) for statement in TAMPERINGS[how]))
+    if how == "edit the digest":  # a digest that began with f by itself: nothing was changed
+        with Ledger(long_ledger) as ledger:
+            assert not ledger.rows()[row - 1].digest.startswith("f")
+    with Ledger(path) as ledger, pytest.raises(PrivacyError, match=rf"row {row}\b"):
+        ledger.verify(kept)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_single_character_of_a_row_can_be_changed(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        filled(path, 4)
+        row = data.draw(st.integers(1, 4))
+        column = data.draw(st.sampled_from(["key", "event", "digest"]))
+        connection = sqlite3.connect(path)
+        (text,) = connection.execute(
+            f"SELECT {column} FROM events WHERE number = ?", (row,)
+        ).fetchone()
+        place = data.draw(st.integers(0, len(text) - 1))
+        other = data.draw(st.characters(codec="utf-8").filter(lambda c: c != text[place]))
+        changed = text[:place] + other + text[place + 1 :]
+        try:
+            connection.execute(f"UPDATE events SET {column} = ? WHERE number = ?", (changed, row))
+        except sqlite3.IntegrityError:  # the key of another row
+            reject()
+        finally:
+            connection.commit()
+            connection.close()
+        with Ledger(path) as ledger, pytest.raises(PrivacyError, match=f"ledger row {row}\\b"):
+            ledger.verify()
+
+
+# Policies in the chain
+
+
+def test_a_policy_is_a_row_of_the_chain_and_no_event(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.debit(event(1), "1")
+        row = ledger.adopt('{"dataset":"ward"}')
+        assert row is not None
+        assert row == ledger.rows()[-1]
+        assert row.head == ledger.head()
+        ledger.debit(event(2), "2")
+        assert ledger.verify().rows == 3
+        assert ledger.events() == [event(1), event(2)]
+
+
+def test_the_policy_in_force_is_not_written_again(path: Path) -> None:
+    with Ledger(path) as ledger:
+        assert ledger.adopt("one") is not None
+        ledger.debit(event(), "1")
+        assert ledger.adopt("one") is None
+        assert ledger.adopt("two") is not None
+        assert ledger.adopt("one") is not None  # back to the first: a change too
+        assert ledger.head().rows == 4
+
+
+def test_a_policy_that_was_changed_in_the_chain_is_found(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.adopt('{"epsilon":1}')
+        ledger.debit(event(), "1")
+    alter(path, "UPDATE events SET event = replace(event, ':1', ':9') WHERE number = 1")
+    with Ledger(path) as ledger, pytest.raises(PrivacyError, match="ledger row 1 "):
+        ledger.verify()
+
+
+def test_a_debit_under_a_policy_that_is_not_in_the_chain_is_refused(path: Path) -> None:
+    with Ledger(path) as ledger:
+        one = Adopted(policy="one").digest
+        with pytest.raises(PrivacyError, match="a policy that the ledger has a row of"):
+            ledger.debit(event(), "1", under=one)
+        ledger.adopt("one")
+        ledger.debit(event(), "1", under=one)
+        ledger.adopt("two")
+        with pytest.raises(PrivacyError, match="nothing was debited"):
+            ledger.debit(event(), "2", under=one)
+        assert ledger.events() == [event()]
+
+
+def test_a_policy_that_is_not_allowed_changes_nothing(path: Path) -> None:
+    def never(history: Sequence[Event]) -> None:
+        assert history == [event()]
+        raise PrivacyError("expected another policy")
+
+    with Ledger(path) as ledger:
+        ledger.debit(event(), "1")
+        before = ledger.head()
+        with pytest.raises(PrivacyError, match="another policy"):
+            ledger.adopt("one", allow=never)
+        assert ledger.head() == before
 
 
 # Files that are no ledgers

@@ -16,6 +16,7 @@ import pytest
 from privacy import keys, secagg_server, secagg_setup, secagg_site, sharing
 from privacy import secagg_messages as messages
 from privacy.errors import ProtocolError, StudyError
+from privacy.heads import EMPTY, Head
 from privacy.roster import Kind, Member, Plan, Roster
 from privacy.secagg_setup import Site
 from privacy.secagg_site import Expected
@@ -220,6 +221,36 @@ def test_a_low_order_channel_key_is_refused(scene: Scene) -> None:
     weak = forged(messages.RunHello, scene.hellos[1], PEOPLE[1], channel_key=bytes(32))
     with pytest.raises(ProtocolError, match="full order from site-1"):
         secagg_setup.join(scene.greeted[0], hellos_with(scene, 1, weak))
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (Head(5, "ab" * 28), Head(4, "ab" * 28)),  # an older copy put back
+        (Head(5, "ab" * 28), Head(5, "cd" * 28)),  # written anew
+        (Head(5, "ab" * 28), EMPTY),  # removed
+    ],
+)
+def test_a_peer_whose_ledger_was_rolled_back_is_named(seen: Head, told: Head) -> None:
+    greeted, hellos = split(secagg_setup.hello(site(i), RUN, START) for i in range(N - 1))
+    last = secagg_setup.hello(site(3), RUN, START, told.wire())[1]
+    _, roster = secagg_server.gather(SERVER, RUN, enumerate([*hellos, last]))
+    with pytest.raises(ProtocolError, match=r"the ledger of site-3 to go on from row 5, .* row"):
+        secagg_setup.join(greeted[0], roster, heads={3: seen})
+
+
+def test_the_heads_of_all_ledgers_come_out_of_the_setup() -> None:
+    heads = {index: Head(index, f"{index:02x}" * 28) for index in range(N)}
+    greeted, hellos = split(
+        secagg_setup.hello(site(i), RUN, START, heads[i].wire()) for i in range(N)
+    )
+    _, roster = secagg_server.gather(SERVER, RUN, enumerate(hellos))
+    joined, _ = secagg_setup.join(greeted[0], roster)
+    assert dict(joined.heads) == heads
+    again, _ = secagg_setup.join(greeted[0], roster, heads=joined.heads)  # the same is fine
+    assert again.heads == joined.heads
+    earlier = {3: Head(2, "ff" * 28)}
+    assert secagg_setup.join(greeted[0], roster, heads=earlier)[0].heads == joined.heads
 
 
 def test_a_peer_that_was_rolled_back_is_named(scene: Scene) -> None:

@@ -63,6 +63,9 @@ class Work:
         self.draw, self.values = np.random.default_rng(index), values
         self.given: list[Contribution] = []
 
+    def ledger_head(self) -> bytes:
+        return bytes(32)
+
     def contribute(self, kind: str, state: State, number: int, attempt: int) -> Contribution:
         train = kind == "train"
         values = self.draw.integers(-(2**20), 2**20, self.values if train else 0)

@@ -342,6 +342,29 @@ def test_a_key_of_another_mode_is_refused_in_mode_distributed(key: str, value: o
     assert key in refusal(changed(distributed(), key, value))
 
 
+@pytest.mark.parametrize(
+    ("document", "units"),
+    [
+        (example(), 960),  # three sites in every sum, 16 / 0.05 records each
+        (changed(example(), "aggregation.min_sites", 5), 1600),
+        (changed(example(), "privacy.sampling_rate", 0.5), 96),
+        (changed(example(), "privacy.unit", "patient"), 960),
+        (distributed(), 5000),  # records_max
+        (changed(distributed(), "privacy.records_max", 16), 48),
+    ],
+)
+def test_a_delta_of_one_in_the_public_number_of_records_is_refused(
+    document: Document, units: int
+) -> None:
+    below = changed(document, "privacy.delta", 0.999 / units)
+    assert parse_study(below).privacy.mode != "none"
+    for delta in (1 / units, 2 / units, 0.5):
+        said = refusal(changed(document, "privacy.delta", delta))
+        assert f"privacy.delta: expected below one in {units}, the " in said
+    if document["privacy"]["unit"] == "patient":
+        assert "the patients that" in said
+
+
 def test_distributed_mode_asks_for_the_size_of_its_ring() -> None:
     assert "privacy.records_max: missing" in refusal(
         changed(distributed(), "privacy.records_max", None)
