@@ -29,7 +29,6 @@ from privacy.stream import KEY_BYTES, Stream
 from shared_models.cells import count_cells
 from shared_models.inputs import loss_kind
 from shared_models.lanes import WEIGHT_SCALE, Lanes, count_training, site_weight
-from shared_models.ring import planned_attempts
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, moment_names
 from shared_models.study import Study

@@ -111,7 +111,7 @@ def epsilon(events: Iterable[Event], delta: float, rows: int | None = None) -> S
     charged = rows or 1
     paid = _merge(kept, charged)
     slack = math.fsum(event.slack * (charged if event.unit == "record" else 1) for event in kept)
-    if slack > 0:
+    if slack > 0 or any(event.mode == "distributed" for event in kept):
         pld, rdp = with_slack(lambda rest: _ring_cost(paid, rest), delta, slack)
     else:
         pld, rdp = _cost(paid, delta)
