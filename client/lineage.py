@@ -9,6 +9,7 @@ from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.secagg_site import Sums
 from privacy.wire import Counter
+from shared_models.lanes import is_trusting
 from shared_models.messages import Directions, read_directions
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import State, read_state, state_bytes, state_hash
@@ -47,6 +48,11 @@ class Lineage:
         self._directions: tuple[bytes, Directions] | None = None
         self._read: tuple[bytes, Known] | None = None
         self._stepped: tuple[tuple[bytes, bytes], Known] | None = None
+
+    @property
+    def opens_once(self) -> bool:
+        """Whether a model is evaluated exactly under privacy: once, and by one set of sites."""
+        return is_trusting(self._study)
 
     @property
     def draws_afresh(self) -> bool:

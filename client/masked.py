@@ -54,6 +54,8 @@ class Store(Protocol):
     def states(self) -> list[tuple[bytes, bytes]]: ...  # noqa: D102
     def keep_state(self, blob: bytes, result: bytes) -> None: ...  # noqa: D102
     def take_back(self, result: bytes) -> None: ...  # noqa: D102
+    def check_exact(self, model: bytes, survivors: tuple[int, ...] | None) -> None: ...  # noqa: D102
+    def open_exact(self, model: bytes, survivors: tuple[int, ...]) -> None: ...  # noqa: D102
 
 
 _Phase = (
@@ -250,6 +252,8 @@ class Participant:
         attempt, known = shared.attempt, self._known
         if not self._once:
             self._store.raise_counters(dict.fromkeys(shared.cohort, attempt.counter))
+        if self._is_exact(attempt):
+            self._store.check_exact(known.digest, None)
         # Section 6: until this site has sent Unmask, a new attempt masks the same integers again;
         # section 7: not in mode distributed, where every attempt is a draw and a debit of its own.
         afresh = self._lineage.draws_afresh
@@ -265,11 +269,17 @@ class Participant:
         self._phase, answer = secagg_site.mask(shared, work.values, work.lanes)
         return answer
 
+    def _is_exact(self, attempt: secagg_site.Attempt) -> bool:
+        """Say whether held-out records are about to be summed without noise (section 7)."""
+        return attempt.kind is Kind.EVALUATE and self._lineage.opens_once
+
     def _acknowledge(self, message: bytes) -> bytes:
         if not isinstance(self._phase, secagg_site.Masked):
             raise _out_of_order("survivors")
         phase, answer = secagg_site.acknowledge(self._phase, message)
         attempt = phase.attempt
+        if self._is_exact(attempt) and self._known is not None:
+            self._store.check_exact(self._known.digest, phase.survivors)
         self._store.acknowledge(attempt.run, attempt.counter, phase.cohort_hash, phase.survivors)
         self._phase = phase
         return answer
@@ -283,6 +293,8 @@ class Participant:
         if not isinstance(self._phase, secagg_site.Acknowledged):
             raise _out_of_order("unmask")
         revealed, answer = secagg_site.reveal(self._phase, message)
+        if self._is_exact(revealed.attempt) and self._known is not None:
+            self._store.open_exact(self._known.digest, revealed.survivors)
         self._store.keep_answer(revealed.attempt.run, revealed.attempt.counter, asked, answer)
         self._phase, self._revealed = None, revealed
         if self._once:

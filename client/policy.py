@@ -19,6 +19,7 @@ from privacy.chain import Row
 from privacy.errors import DataError, PrivacyError
 from privacy.ledger import Ledger
 from shared_models.contract import Section
+from shared_models.lanes import is_exact, is_trusting
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study
 
@@ -35,7 +36,10 @@ class Policy(Section):
         ceilings: what each population may spend, over all studies and years; a policy without any
             is for simulations.
         min_sites: fewest hospitals in a sum that this site takes part in.
-        epsilon_per_study: largest epsilon of one study; None leaves it to the study.
+        epsilon_per_study: largest epsilon of one study, of training and of evaluation each; None
+            leaves it to the study.
+        allow_exact_release: whether evaluations may be released without noise: held-out patients
+            are then protected by summing alone.
         allow_no_privacy: whether a study without differential privacy may run: simulation only.
     """
 
@@ -43,6 +47,7 @@ class Policy(Section):
     ceilings: dict[Dataset, Ceiling] = Field(default_factory=dict)
     min_sites: int = 3
     epsilon_per_study: float | None = None
+    allow_exact_release: bool = False
     allow_no_privacy: bool = False
 
     @model_validator(mode="after")
@@ -142,12 +147,21 @@ def check(policy: Policy, study: Study) -> None:
                 "privacy.mode: expected local or distributed, got none; no record was read"
             )
         return
-    limit = policy.epsilon_per_study
-    if limit is not None and not (privacy.epsilon is not None and privacy.epsilon <= limit):
+    if is_trusting(study) and not policy.allow_exact_release:
         raise PrivacyError(
-            f"privacy.epsilon: expected <= {limit} by this site's policy, "
-            f"got {privacy.epsilon}; no record was read"
+            "evaluation.release: expected noised by this site's policy, got exact; "
+            "no record was read"
         )
+    asked = [("privacy.epsilon", privacy.epsilon)]
+    if not is_exact(study):
+        asked.append(("evaluation.epsilon", study.evaluation.epsilon))
+    limit = policy.epsilon_per_study
+    for name, epsilon in asked:
+        if limit is not None and not (epsilon is not None and epsilon <= limit):
+            raise PrivacyError(
+                f"{name}: expected <= {limit} by this site's policy, got {epsilon}; "
+                "no record was read"
+            )
     if policy.ceiling is not None:
         check_unit(privacy.unit, policy.ceiling)
 

@@ -29,11 +29,15 @@ from privacy.stream import KEY_BYTES, Stream
 from shared_models.cells import count_cells
 from shared_models.inputs import loss_kind
 from shared_models.lanes import WEIGHT_SCALE, Lanes, count_training, site_weight
+from shared_models.noised_cells import count_noised_cells
+from shared_models.release import cell_noise, planned_evaluations
+from shared_models.ring import planned_attempts
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, moment_names
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
+Phase = Literal["train", "evaluate"]
 # (purpose, round, step) -> 32 bytes; mode distributed has one step a round, and gives the attempt
 # in its place. A deployment ignores the arguments and asks the system.
 Entropy = Callable[[str, int, int], bytes]
@@ -106,10 +110,10 @@ class Site:
         self._policy = policy
         self._entropy = entropy
         self._repeats = entropy is not system_entropy
+        self._cells = cell_noise(study, sites_of(encoding))
+        self._events = study_events(study, trainer.mechanism, policy.dataset, encoding)
 
-    def contribute(
-        self, kind: Literal["train", "evaluate"], state: State, number: int, attempt: int
-    ) -> Contribution:
+    def contribute(self, kind: Phase, state: State, number: int, attempt: int) -> Contribution:
         """Do one round's work and return the integers to be summed.
 
         Args:
@@ -135,7 +139,7 @@ class Site:
             )
         if kind == "train":
             return self._train(state, number, attempt)
-        return self._evaluate(state)
+        return self._evaluate(state, number, attempt)
 
     def ledger_head(self) -> bytes:
         """Return the head of the site's ledger as peers keep it, 32 bytes; zeros without a ledger.
@@ -149,7 +153,7 @@ class Site:
             return ledger.head().wire()
 
     def _train(self, state: State, number: int, attempt: int) -> Contribution:
-        self._debit(number, attempt)
+        self._debit("train", number, attempt)
         records = self._records().train
         if isinstance(self._encoding, Ring):
             return self._sum(self._encoding, state, records, number, attempt)
@@ -185,34 +189,39 @@ class Site:
         coins, noise = Stream(keys("rounding", attempt)), Stream(keys("noise", attempt))
         return Contribution(ring.encode(total, coins, noise, weight), NO_LANES)
 
-    def _evaluate(self, state: State) -> Contribution:
-        if not isinstance(self._study.privacy, NoPrivacy):
-            raise ProtocolError("expected no evaluation under privacy; no record was read")
+    def _evaluate(self, state: State, number: int, attempt: int) -> Contribution:
+        self._debit("evaluate", number, attempt)
         held = self._records().held
-        data = self._study.data
+        data, noise = self._study.data, self._cells
+        kind, truth, bounds = loss_kind(data), held.targets.numpy(), target_range(data)
         predicted = self._trainer.predict(state, held.inputs)
-        cells = count_cells(
-            loss_kind(data),
-            data.classes,
-            held.targets.numpy(),
-            predicted,
-            bounds=target_range(data),
+        if noise is None:
+            cells = count_cells(kind, data.classes, truth, predicted, bounds=bounds)
+            return Contribution(NO_VALUES, cells)
+        cells = count_noised_cells(
+            kind, data.classes, truth, predicted, held.patients, noise.step, bounds=bounds
         )
-        return Contribution(NO_VALUES, cells)
+        key = self._entropy("cells", number, attempt if isinstance(self._encoding, Ring) else 0)
+        return Contribution(NO_VALUES, noise.encode(cells, Stream(key)))
 
-    def _debit(self, number: int, attempt: int) -> None:
-        """Write the round's event down before a record is read; nothing is spent in mode none."""
-        event = training_event(
-            self._study, self._trainer.mechanism, self._policy.dataset, self._encoding
-        )
+    def _debit(self, phase: Phase, number: int, attempt: int) -> None:
+        """Write the round's event down before a record is read.
+
+        Nothing is spent in mode none, nor by an exact evaluation: its promise is not of that kind.
+        """
+        event = self._events.get(phase)
         if event is None:
             return
         if self._folder is None:
             raise ValueError("expected a folder for the ledger of a private study")
         self._folder.mkdir(parents=True, exist_ok=True)
-        key = f"{self._digest}/train/{number}/{attempt}"
+        key = f"{self._digest}/{phase}/{number}/{attempt}"
         # The server's orders never take a site past the calibration, nor past its own ceiling.
-        plan = (Planned(event, self._study.rounds + self._study.spare_attempts),)
+        times = {
+            "train": planned_attempts(self._study),
+            "evaluate": planned_evaluations(self._study),
+        }
+        plan = [Planned(self._events[one], times[one]) for one in self._events]
         ceiling = self._policy.ceiling
         under = None if ceiling is None else self._policy.digest()
         with Ledger(self._folder / LEDGER) as ledger:
@@ -227,20 +236,27 @@ class Site:
         if not self._repeats and not debited:
             # Fresh noise under an old debit would be a second release for the price of one.
             raise PrivacyError(
-                f"expected an attempt that was not debited before, got round {number}, attempt "
-                f"{attempt} again; no record was read"
+                f"expected an attempt that was not debited before, got round {number} to {phase}, "
+                f"attempt {attempt}, again; no record was read"
             )
 
 
-def training_event(
+def study_events(
     study: Study, mechanism: Mechanism | None, dataset: str, encoding: Encoding | Ring
-) -> Event | None:
-    """Return what one training round costs a site; None in mode none."""
+) -> dict[Phase, Event]:
+    """Return what one round to train, and one to evaluate, costs a site; neither in mode none.
+
+    Args:
+        study: as approved.
+        mechanism: of a private step; None in mode none.
+        dataset: the steward's name of the records.
+        encoding: says how many sites may be summed, and how much noise they add together.
+    """
     privacy = study.privacy
     if mechanism is None or isinstance(privacy, NoPrivacy):
-        return None
+        return {}
     ring = encoding if isinstance(encoding, Ring) else None
-    return Event(
+    train = Event(
         study=study.digest(),
         dataset=dataset,
         unit=privacy.unit,
@@ -253,3 +269,23 @@ def training_event(
         slack=ring.slack if ring else 0.0,
         versions={name: version(name) for name in ("fedward", "torch", "opacus")},
     )
+    cells = cell_noise(study, sites_of(encoding))
+    if cells is None:
+        return {"train": train}
+    evaluate = train.model_copy(
+        update={
+            "phase": "evaluate",
+            "sampling_rate": 1.0,  # every held-out unit is looked at, every time
+            "noise_multiplier": cells.noise_multiplier,
+            "clipping_norm": cells.sensitivity,
+            "steps": 1,
+            "denominator": 1.0,
+            "slack": cells.slack,
+        }
+    )
+    return {"train": train, "evaluate": evaluate}
+
+
+def sites_of(encoding: Encoding | Ring) -> int:
+    """Return how many sites a sum may have."""
+    return encoding.shares.sites if isinstance(encoding, Ring) else encoding.count_sites

@@ -36,6 +36,11 @@ CREATE TABLE IF NOT EXISTS work (
 CREATE TABLE IF NOT EXISTS states (
     number INTEGER PRIMARY KEY, blob BLOB NOT NULL, result BLOB NOT NULL);
 """
+_EXACT = """
+CREATE TABLE IF NOT EXISTS exact_models (model BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS exact_set (
+    one INTEGER PRIMARY KEY CHECK (one = 1), survivors BLOB NOT NULL);
+"""
 _STATES = 2  # the present one and the one before the last sum, which may be taken back
 
 Integers = npt.NDArray[np.int32]
@@ -59,7 +64,7 @@ class SiteStore:
             )
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(_TABLES)
+            self._connection.executescript(_TABLES + _EXACT)
 
     def begin_run(self, run: bytes) -> None:
         """Note a run; a repeated id is refused (section 1).
@@ -205,6 +210,45 @@ class SiteStore:
                 "DELETE FROM states WHERE number > "
                 "COALESCE((SELECT MAX(number) FROM states WHERE result = ?), -1)",
                 (result,),
+            )
+
+    def check_exact(self, model: bytes, survivors: tuple[int, ...] | None) -> None:
+        """Check an exact evaluation under privacy (section 7).
+
+        Args:
+            model: hash of the state that is evaluated.
+            survivors: whose cells would be opened; None before that is known.
+
+        Raises:
+            ProtocolError: the model was opened so before, or by another set of sites: two such sums
+                that differ in one site would be that site's cells.
+        """
+        with _failing():
+            find = self._connection.execute
+            opened = find("SELECT 1 FROM exact_models WHERE model = ?", (model,)).fetchone()
+            fixed = find("SELECT survivors FROM exact_set").fetchone()
+        if opened is not None:
+            raise ProtocolError(
+                "message 6: expected a model that was not evaluated exactly before, got one; "
+                "nothing was sent"
+            )
+        if survivors is not None and fixed is not None and fixed[0] != bitmap(survivors):
+            raise ProtocolError(
+                "message 8: expected the set of survivors of the first exact evaluation, got "
+                "another; nothing was sent"
+            )
+
+    def open_exact(self, model: bytes, survivors: tuple[int, ...]) -> None:
+        """Note an exact evaluation before its answer is sent: no other set, no second time.
+
+        Raises:
+            ProtocolError: as `check_exact`.
+        """
+        with self._writing() as connection:
+            self.check_exact(model, survivors)
+            connection.execute("INSERT INTO exact_models VALUES (?)", (model,))
+            connection.execute(
+                "INSERT OR IGNORE INTO exact_set VALUES (1, ?)", (bitmap(survivors),)
             )
 
     def close(self) -> None:

@@ -13,14 +13,12 @@ import numpy.typing as npt
 
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
-from shared_models.inputs import loss_kind
-from shared_models.lanes import training_loss
-from shared_models.metrics import metrics_from_cells
+from shared_models.lanes import is_trusting, training_loss
+from shared_models.release import released_figures
 from shared_models.sections import NoPrivacy
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import state_bytes, state_hash
 from shared_models.study import Study
-from shared_models.tasks import target_range
 
 _LOG = logging.getLogger("fedward.server")
 
@@ -126,9 +124,11 @@ def run_rounds(
             asked = tuple(cohorts(now.state.round))
             opened, now = _open(study, now, "evaluate", asked, exchange, summation, keep)
             if opened is None:
+                if _is_left_out(now):
+                    yield now
                 continue
             before = replace(now, before=None)
-            row: Row = {**now.history[-1], **_released(study, opened)}
+            row: Row = {**now.history[-1], **_released(study, opened, of)}
             now = replace(now, history=(*now.history[:-1], row))
             now = replace(now, stopped=_stalled(study, now.history), before=before)
         elif not now.stopped and now.state.round < study.rounds:
@@ -172,7 +172,8 @@ def _open(
 ) -> tuple[Opened | None, Checkpoint]:
     """Try until a sum opens or the spare attempts are spent: sections 6 and 7 of the protocol.
 
-    Without a sum, the checkpoint is the one before the last sum: that one was taken back.
+    Without a sum, the checkpoint is the one before the last sum, which was taken back; or that of a
+    round whose exact evaluation is left out, since its sites must not open it a second time.
     """
     state = state_bytes(now.state)
     number = now.state.round + (kind == "train")  # an evaluation looks at the round's own model
@@ -186,6 +187,12 @@ def _open(
             if went_on.state is not now.state or went_on.history is not now.history:
                 return None, went_on
             now = went_on
+            if kind == "evaluate" and is_trusting(study):
+                _LOG.warning("the evaluation after round %d is left out: %s", number, error)
+                row = {**now.history[-1], "released": {}}
+                now = replace(now, history=(*now.history[:-1], row))
+                keep(now)
+                return None, now
 
 
 def _after_failure(
@@ -217,12 +224,13 @@ def _loss(opened: Opened) -> Row:
     return {} if loss is None else {"train_loss": loss}
 
 
-def _released(study: Study, opened: Opened) -> Row:
-    data = study.data
+def _is_left_out(now: Checkpoint) -> bool:
+    return bool(now.history) and now.history[-1].get("released") == {}
+
+
+def _released(study: Study, opened: Opened, sites: int) -> Row:
     try:
-        figures = metrics_from_cells(
-            loss_kind(data), data.classes, opened.lanes, bounds=target_range(data)
-        )
+        figures = released_figures(study, opened.lanes, len(opened.sites), sites)
     except ValueError as error:  # no sum of cells: the sites will not believe it either
         _LOG.warning("the evaluation's sum is spoilt: %s", error)
         return {"released": {}}

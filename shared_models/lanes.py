@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from shared_models.cells import cell_names
 from shared_models.inputs import loss_kind
+from shared_models.noised_cells import noised_cell_names
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study
 
@@ -26,11 +27,20 @@ def train_lanes(study: Study) -> tuple[str, ...]:
     return TRAIN_LANES if isinstance(study.privacy, NoPrivacy) else ()
 
 
+def is_exact(study: Study) -> bool:
+    """Say whether evaluations are released without noise: always so in mode none."""
+    return isinstance(study.privacy, NoPrivacy) or study.evaluation.release == "exact"
+
+
+def is_trusting(study: Study) -> bool:
+    """Say whether held-out records are protected by summing alone, in a study with privacy."""
+    return is_exact(study) and not isinstance(study.privacy, NoPrivacy)
+
+
 def evaluate_lanes(study: Study) -> tuple[str, ...]:
-    """Return the names of an evaluation's lanes: () while evaluation under privacy is closed."""
-    if not isinstance(study.privacy, NoPrivacy):
-        return ()
-    return cell_names(loss_kind(study.data), study.data.classes)
+    """Return the names of an evaluation's lanes: fewer where each carries noise."""
+    names = cell_names if is_exact(study) else noised_cell_names
+    return names(loss_kind(study.data), study.data.classes)
 
 
 def site_weight(study: Study, site: str, records: int) -> float:

@@ -119,11 +119,6 @@ class Study(Section):
             )
         if self.evaluation.folds is not None:
             raise ValueError("evaluation.folds: expected only with privacy.mode = 'none'")
-        if self.evaluation.patience is not None:
-            raise ValueError(
-                "evaluation.patience: early stopping under privacy needs a noised evaluation, "
-                "which this version does not have"
-            )
         if self.privacy.unit == "patient" and self.data.patient is None:
             raise ValueError("data.patient: missing, expected with privacy.unit = 'patient'")
         units = self._public_units()

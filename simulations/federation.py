@@ -15,7 +15,7 @@ from client.app import Answer, make_app
 from client.lineage import Lineage
 from client.masked import KINDS, Participant
 from client.policy import Policy
-from client.site import Site, training_event
+from client.site import Phase, Site, study_events
 from client.training import Trainer
 from privacy.accounting import Event
 from privacy.encoding import Encoding
@@ -58,7 +58,7 @@ class Federation:
         exchange: reaches the sites.
         summation: opens a sum, masked or plain as the study says.
         cohorts: which sites are asked in a round.
-        event: what one training round costs a site; None in mode none.
+        events: what one round to train, and one to evaluate, costs a site; none in mode none.
         close: ends worker processes.
         traffic: what has been sent so far.
     """
@@ -66,7 +66,7 @@ class Federation:
     exchange: Exchange
     summation: Summation
     cohorts: Callable[[int], tuple[str, ...]]
-    event: Event | None
+    events: Mapping[Phase, Event]
     close: Callable[[], None]
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -106,7 +106,7 @@ def open_federation(
         exchange=_counted(make_exchange(grid, nodes), traffic),
         summation=summation,
         cohorts=_cohorts(study, pool.sites),
-        event=training_event(study, trainer.mechanism, Policy().dataset, encoding),
+        events=study_events(study, trainer.mechanism, Policy().dataset, encoding),
         close=grid.close,
         traffic=traffic,
     )
@@ -167,7 +167,7 @@ class _Sites:
     ) -> None:
         self._study, self._pool, self._trainer = study, pool, trainer
         self._folder, self.encoding = folder, encoding
-        self._policy = Policy(allow_no_privacy=True)
+        self._policy = Policy(allow_no_privacy=True, allow_exact_release=True)
         self._made: dict[int, Site] = {}
 
     def at(self, index: int) -> Site:

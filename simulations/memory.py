@@ -23,6 +23,8 @@ class VolatileStore:
         self._counters: dict[int, Counter] = {}
         self._run = b""
         self._work: tuple[Kind, bytes, Work] | None = None
+        self._exact_models: set[bytes] = set()
+        self._exact_set: tuple[int, ...] | None = None
 
     def begin_run(self, run: bytes) -> None:
         """Note the run."""
@@ -67,6 +69,21 @@ class VolatileStore:
 
     def take_back(self, result: bytes) -> None:
         """Do nothing: the participant forgets."""
+
+    def check_exact(self, model: bytes, survivors: tuple[int, ...] | None) -> None:
+        """Check that a model is evaluated exactly once, and by one set of sites."""
+        other = survivors is not None and self._exact_set not in {None, survivors}
+        if model in self._exact_models or other:
+            raise ProtocolError(
+                "expected the first exact evaluation of a model, by the sites of the first of all, "
+                "got another; nothing was sent"
+            )
+
+    def open_exact(self, model: bytes, survivors: tuple[int, ...]) -> None:
+        """Note an exact evaluation."""
+        self.check_exact(model, survivors)
+        self._exact_models.add(model)
+        self._exact_set = survivors
 
     def work(self, kind: Kind, model: bytes) -> Work | None:
         """Return the integers of an open round."""

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 
+from client.site import Phase
 from privacy.accounting import Event, Spent, epsilon
 from privacy.ledger import Ledger
 from privacy.ring import MARGIN, Ring, Shares
@@ -280,11 +281,14 @@ def spent_in(study: Study, folder: Path, sites: Sequence[str], noise: float = 1.
     return max(costs, key=lambda spent: spent.epsilon)
 
 
-def planned_epsilon(study: Study, event: Event | None, rounds: int) -> float | None:
-    """Return what ``rounds`` debits of one event cost; None in mode none."""
-    if isinstance(study.privacy, NoPrivacy) or event is None:
+def planned_epsilon(
+    study: Study, events: Mapping[Phase, Event], times: Mapping[Phase, int]
+) -> float | None:
+    """Return what so many debits of each event cost; None in mode none."""
+    if isinstance(study.privacy, NoPrivacy) or not events:
         return None
-    return epsilon([event] * rounds, study.privacy.delta).epsilon
+    debits = [event for phase, event in events.items() for _ in range(times[phase])]
+    return epsilon(debits, study.privacy.delta).epsilon
 
 
 def _with_noise(event: Event, part: float) -> Event:

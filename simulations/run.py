@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.site import Phase
 from client.training import Trainer, planned_mechanism
 from privacy.errors import StudyError
 from privacy.ring import Ring
@@ -226,7 +227,9 @@ def _rounds(
         spent = None
         if due:
             debits = max(asked.values()) + now.spent_attempts
-            spent = planned_epsilon(study, federation.event, debits)
+            evaluated = sum("released" in row for row in now.history) + now.spent_attempts
+            times: dict[Phase, int] = {"train": debits, "evaluate": evaluated}
+            spent = planned_epsilon(study, federation.events, times)
         released = row.get("released")
         columns = (
             {f"released_{k}": f["value"] for k, f in released.items()}

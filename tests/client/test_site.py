@@ -1,5 +1,6 @@
 """One hospital's round: what is checked and written down before a record is read, what it sends."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -12,7 +13,7 @@ import torch
 
 import client.site
 from client.policy import Policy, adopt
-from client.site import Contribution, Site, Split, system_entropy, training_event
+from client.site import Contribution, Site, Split, study_events, system_entropy
 from client.training import Tensors, Trainer, planned_mechanism
 from privacy.accounting import epsilon
 from privacy.budget import Ceiling
@@ -23,7 +24,9 @@ from privacy.ledger import Ledger
 from privacy.stream import Stream
 from shared_models.cells import count_cells
 from shared_models.lanes import evaluate_lanes
+from shared_models.noised_cells import count_noised_cells
 from shared_models.registry import build_network
+from shared_models.release import cell_noise, planned_evaluations
 from shared_models.strategies import State, first_state
 from shared_models.study import Study, parse_study
 from shared_models.weights import vector_of
@@ -40,7 +43,11 @@ PRIVATE: dict[str, object] = {
 }
 
 
-def study(privacy: dict[str, object] | None = None, **aggregation: object) -> Study:
+def study(
+    privacy: dict[str, object] | None = None,
+    evaluation: dict[str, object] | None = None,
+    **aggregation: object,
+) -> Study:
     columns: dict[str, Any] = {
         f"x{k}": {"kind": "number", "low": -9, "high": 9} for k in range(FEATURES)
     }
@@ -55,6 +62,7 @@ def study(privacy: dict[str, object] | None = None, **aggregation: object) -> St
             "training": {"learning_rate": 0.1, "local_steps": 2},
             "privacy": privacy or {"mode": "none"},
             "aggregation": {"masking": "none", **aggregation},
+            "evaluation": evaluation or {},
         }
     )
 
@@ -174,13 +182,6 @@ def test_a_round_that_the_study_does_not_have_reads_and_debits_nothing(
     assert (records.reads, debits(tmp_path)) == (0, 0)
 
 
-def test_an_evaluation_under_privacy_reads_nothing(tmp_path: Path) -> None:
-    given, records = study(PRIVATE), Readings()
-    with pytest.raises(ProtocolError, match="no record was read"):
-        site(given, records, tmp_path).contribute("evaluate", begin(given), 1, 0)
-    assert records.reads == 0
-
-
 def test_a_private_site_without_a_folder_reads_nothing() -> None:
     given, records = study(PRIVATE), Readings()
     with pytest.raises(ValueError, match="folder for the ledger"):
@@ -262,7 +263,8 @@ def test_a_debit_says_what_was_done(tmp_path: Path) -> None:
 def test_mode_none_debits_nothing(tmp_path: Path) -> None:
     given = study()
     site(given, Readings(), tmp_path).contribute("train", begin(given), 1, 0)
-    assert training_event(given, None, "records", Encoding(32, 5, 1.0)) is None
+    site(given, Readings(), tmp_path).contribute("evaluate", begin(given), 3, 0)
+    assert study_events(given, None, "records", Encoding(32, 5, 1.0)) == {}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -461,6 +463,73 @@ def test_an_evaluation_of_no_record_is_all_zero(tmp_path: Path) -> None:
     given = study()
     found = site(given, Readings(0), tmp_path).contribute("evaluate", begin(given), 1, 0)
     assert not found.lanes.any()
+
+
+# Evaluation under privacy
+
+
+def test_a_noised_evaluation_is_the_noised_cells_of_the_held_out_records(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    noise = cell_noise(given, 5)
+    assert noise is not None
+    asked = site(given, Readings(20), tmp_path)
+    found = asked.contribute("evaluate", begin(given), 1, 0).lanes
+    held = tensors(10)
+    predicted = Trainer(given, planned_mechanism(given)).predict(begin(given), held.inputs)
+    plain = count_noised_cells(
+        "binary", ("no", "yes"), held.targets.numpy(), predicted, None, noise.step
+    )
+    assert len(found) == len(plain) == len(evaluate_lanes(given))
+    moved = (found - plain) / math.sqrt(noise.variance)
+    assert np.all(np.abs(moved) < 6)
+    assert np.std(moved) > 0.4  # of 20 standard normals: less with a chance of 1e-6
+
+
+def test_a_noised_evaluation_is_debited_before_records_are_read(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    asked = site(given, records, tmp_path, entropy=system_entropy)
+    asked.contribute("evaluate", begin(given), 1, 0)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        (row,) = ledger.rows()
+    assert row.key == f"{given.digest()}/evaluate/1/0"
+    assert (row.entry.phase, row.entry.sampling_rate, row.entry.steps) == ("evaluate", 1.0, 1)
+    with pytest.raises(PrivacyError, match="not debited before, got round 1 to evaluate"):
+        asked.contribute("evaluate", begin(given), 1, 0)
+    assert records.reads == 1
+
+
+def test_all_planned_evaluations_cost_what_the_study_says(tmp_path: Path) -> None:
+    given, records = study(PRIVATE), Readings()
+    asked = site(given, records, tmp_path, entropy=system_entropy)
+    planned = planned_evaluations(given)
+    for attempt in range(planned):
+        asked.contribute("evaluate", begin(given), 1, attempt)
+    with pytest.raises(PrivacyError, match=f"at most {planned} debits of this study to evaluate"):
+        asked.contribute("evaluate", begin(given), 1, planned)
+    assert records.reads == planned
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        cost = epsilon(ledger.events(), 1e-5).epsilon
+    assert 0.99 * given.evaluation.epsilon < cost <= given.evaluation.epsilon
+
+
+def test_two_attempts_at_an_evaluation_share_no_noise(tmp_path: Path) -> None:
+    given = study(PRIVATE)
+    asked = site(given, Readings(), tmp_path, entropy=system_entropy)
+    one, two = (asked.contribute("evaluate", begin(given), 1, k).lanes for k in (0, 1))
+    assert np.count_nonzero(one == two) <= 3
+
+
+def test_an_exact_evaluation_wants_the_sites_leave_and_is_no_debit(tmp_path: Path) -> None:
+    given, records = study(PRIVATE, evaluation={"release": "exact"}), Readings(20)
+    with pytest.raises(PrivacyError, match=r"evaluation.release: expected noised by this site"):
+        site(given, records, tmp_path, Policy()).contribute("evaluate", begin(given), 1, 0)
+    assert records.reads == 0
+    policy = Policy(allow_exact_release=True)
+    found = site(given, records, tmp_path, policy).contribute("evaluate", begin(given), 1, 0)
+    plain = study()
+    told = site(plain, Readings(20), tmp_path).contribute("evaluate", begin(plain), 1, 0)
+    assert found.lanes.tolist() == told.lanes.tolist()
+    assert not (tmp_path / "ledger.db").exists()
 
 
 # Keys

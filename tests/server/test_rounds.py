@@ -18,6 +18,8 @@ from server.checkpoint import Checkpoint
 from server.rounds import Exchange, Opened, Order, run_rounds
 from shared_models.cells import count_cells
 from shared_models.lanes import count_training, evaluate_lanes
+from shared_models.noised_cells import count_noised_cells
+from shared_models.release import cell_noise
 from shared_models.steps import encoding_of
 from shared_models.strategies import first_state, read_state, state_bytes
 from shared_models.study import Study, parse_study
@@ -118,6 +120,15 @@ class Sites:
             if site not in self.absent.get(number, ()):
                 yield site, self.integers(site, number, self.size).tobytes()
 
+    def cells(self, probability: float) -> npt.NDArray[np.int64]:
+        noise = cell_noise(self.study, len(SITES))
+        if noise is None:
+            return cells(probability)
+        count = 10_000  # so many records that the noise is not felt
+        scores = np.array([[probability, 1 - probability], [1 - probability, probability]])
+        truth = np.arange(2 * count) % 2
+        return count_noised_cells("binary", ("no", "yes"), truth, scores[truth], None, noise.step)
+
     @property
     def size(self) -> int:
         return 2 * P if self.study.aggregation.strategy == "scaffold" else P
@@ -128,7 +139,7 @@ class Sites:
         if failing:
             raise failing.pop(0)
         if order.kind == "evaluate":
-            lanes = cells(self.confidence(order.round))
+            lanes = self.cells(self.confidence(order.round))
             return Opened(np.zeros(0, dtype=np.int64), lanes, order.sites)
         total = np.zeros(self.size, dtype=np.int64)
         answered = []
@@ -257,15 +268,36 @@ def test_a_row_has_round_sites_and_the_mean_training_loss() -> None:
     assert row == {"round": 1, "sites": 3, "train_loss": 0.2}
 
 
-def test_a_private_row_has_neither_loss_nor_release() -> None:
+def test_a_private_row_has_no_loss_of_training_and_a_noised_release() -> None:
     history = run(Sites(study(rounds=2, private=True))).checkpoints[-1].history
-    assert [dict(row) for row in history] == [{"round": 1, "sites": 4}, {"round": 2, "sites": 4}]
+    assert dict(history[0]) == {"round": 1, "sites": 4}
+    assert set(history[1]) == {"round", "sites", "released"}
+    figure = history[1]["released"]["accuracy"]  # type: ignore[index]
+    assert figure["low"] <= figure["value"] <= figure["high"]
 
 
-def test_a_private_study_asks_for_no_evaluation() -> None:
-    sites = Sites(study(private=True, evaluation={"every": 1}))
-    run(sites)
-    assert {order.kind for order in sites.orders} == {"train"}
+def test_early_stopping_under_privacy_reads_what_was_released() -> None:
+    stopping = study(rounds=8, private=True, evaluation={"every": 1, "patience": 2})
+    sites = Sites(stopping, confidence=lambda number: 0.9 - number / 12)
+    last = run(sites).checkpoints[-1]
+    assert (last.stopped, last.state.round) == (True, 3)
+
+
+def test_an_exact_evaluation_under_privacy_that_fails_is_left_out() -> None:
+    """Its sites might have opened it: they must not do so again with others."""
+    exact = study(rounds=2, private=True, evaluation={"every": 1, "release": "exact"})
+    sites = Sites(exact, failures={("evaluate", 1): [ProtocolError("one is missing")]})
+    ran = run(sites)
+    history = ran.checkpoints[-1].history
+    assert history[0]["released"] == {}
+    assert history[1]["released"] != {}
+    assert [(order.kind, order.round) for order in sites.orders] == [
+        ("train", 1),
+        ("evaluate", 1),
+        ("train", 2),
+        ("evaluate", 2),
+    ]
+    assert [one.state.round for one in ran.checkpoints if "released" in one.history[-1]] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,14 @@ from shared_models.lanes import (
     WEIGHT_SCALE,
     count_training,
     evaluate_lanes,
+    is_trusting,
     site_weight,
     total_weight,
     train_lanes,
     training_loss,
 )
+from shared_models.noised_cells import noised_cell_names
+from shared_models.sections import Evaluation
 from shared_models.study import Study, parse_study
 
 PRIVATE = {
@@ -63,9 +66,16 @@ PUBLIC: dict[str, Any] = {"weighting": "public", "weights": WEIGHTS}
 # Lanes
 
 
-def test_a_private_round_has_no_lanes() -> None:
+def test_a_private_round_to_train_has_no_lanes() -> None:
     assert train_lanes(study(private=True)) == ()
-    assert evaluate_lanes(study(private=True)) == ()
+
+
+def test_a_private_evaluation_has_few_cells_or_when_exact_all() -> None:
+    noised = study(private=True)
+    assert evaluate_lanes(noised) == noised_cell_names("binary", ("no", "yes"))
+    exact = noised.model_copy(update={"evaluation": Evaluation(release="exact")})
+    assert evaluate_lanes(exact) == evaluate_lanes(study())
+    assert (is_trusting(exact), is_trusting(noised), is_trusting(study())) == (True, False, False)
 
 
 def test_a_plain_round_has_weight_records_and_loss() -> None:

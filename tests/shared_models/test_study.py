@@ -234,7 +234,6 @@ def test_an_example_that_ships_runs_without_privacy_by_one_override(path: Path) 
         ("aggregation.weighting", "public", "aggregation: expected weights with weighting"),
         ("aggregation.weights", {"a": 1.0}, "aggregation: expected weights with weighting"),
         ("evaluation.folds", 5, "evaluation.folds: expected only with privacy.mode = 'none'"),
-        ("evaluation.patience", 2, "evaluation.patience: early stopping under privacy needs"),
         ("evaluation.holdout", 1, "evaluation.holdout: expected less than 1, found 1"),
         ("evaluation.release", "loud", "evaluation.release: expected 'noised' or 'exact', found"),
         ("aggregation.ring_bits", 64, "aggregation.ring_bits: expected 16 or 32, found 64"),
