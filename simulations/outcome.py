@@ -26,6 +26,7 @@ from server.checkpoint import Checkpoint, write_durably
 from shared_models.cells import Targets
 from shared_models.inputs import input_spec, loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics
+from shared_models.release import cell_noise
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study
 from shared_models.tasks import target_range
@@ -137,6 +138,19 @@ class Outcome:
             "accountant": spent.accountant if spent else None,
             "trusted": TRUST[mode] if self.ring is None else self._trusted(self.ring.shares),
             **self._noise(),
+            "evaluation": self._evaluation(),
+        }
+
+    def _evaluation(self) -> Document:
+        """Return how evaluations are released, and what protects the held-out records."""
+        noise = cell_noise(self.study, self.study.aggregation.cohort or len(self.sites))
+        if noise is None:
+            return {"release": "exact", "epsilon": None, "cells": None, "deviation": None}
+        return {
+            "release": "noised",
+            "epsilon": self.study.evaluation.epsilon,
+            "cells": noise.cells,
+            "deviation": noise.deviation(noise.sites),  # of a cell's sum over all sites, in counts
         }
 
     def _trusted(self, shares: Shares) -> str:

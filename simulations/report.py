@@ -90,7 +90,8 @@ def render_report(results: Json, history: Rows) -> str:
         reading=wording.reading(curves),
         metrics=rows,
         bars=any(row["bar"] for row in rows),
-        released=released is not None,
+        released=bool(released),
+        release=wording.release_words(results),
         tiles=_tiles(results, main),
         learning=_learning(results, history, main),
         pictures=_pictures(results, curves),
@@ -153,9 +154,16 @@ def _metric_rows(metrics: Json, released: Json | None) -> list[dict[str, Any]]:
                 "figure": figure,
                 "bar": bounded and figure["high"] is not None,
                 "released": told["value"] if isinstance(told, Mapping) else told,
+                "told": _interval(told),
             }
         )
     return rows
+
+
+def _interval(figure: object) -> str:
+    if not isinstance(figure, Mapping) or None in (figure["low"], figure["high"]):
+        return ""
+    return f"{wording.show(figure['low'])} – {wording.show(figure['high'])}"
 
 
 def _learning(results: Json, history: Rows, main: str) -> list[Markup]:

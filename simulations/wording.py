@@ -168,6 +168,31 @@ def epsilon_words(privacy: Json) -> list[str]:
     ]
 
 
+def release_words(results: Json) -> str:
+    """Return what a real run would have told of the hold-out, and what protects those records."""
+    if not is_private(results):
+        return (
+            "What a real run would have released: nothing; a study without differential privacy "
+            "runs as a simulation only."
+        )
+    evaluation = results["privacy"].get("evaluation")
+    if not results.get("released") or not evaluation:
+        return "What a real run would have released: nothing; no evaluation was opened."
+    told = "The column “released” is what a real run would have told"
+    if evaluation["release"] == "exact":
+        return (
+            f"{told}: exact sums over the sites, which each site’s policy must allow. Held-out "
+            "patients are then protected by that sum alone, and not by differential privacy."
+        )
+    whose = "patient" if results["privacy"]["unit"] == "patient" else "record"
+    return (
+        f"{told}: it is computed from {evaluation['cells']} counts, each with noise of standard "
+        f"deviation {evaluation['deviation']:.2g} added, so its interval is wide where few records "
+        f"are held out. All evaluations together cost a held-out {whose} at most epsilon "
+        f"{show_epsilon(evaluation['epsilon'])}."
+    )
+
+
 def noise_words(privacy: Json) -> list[str]:
     """Return what the guarantee of mode distributed rests on, or nothing in another mode."""
     noise = privacy.get("noise")

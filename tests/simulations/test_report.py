@@ -188,11 +188,27 @@ def test_exact_figures_are_marked_as_a_simulations(text):
 def test_what_a_real_run_would_have_released_is_told():
     results, history = run()
     page = " ".join(render_report(results, history).split())
-    assert "would have released: nothing yet, under privacy, in this version" in page
-    results["released"] = {"accuracy": {"value": 0.123, "low": None, "high": None, "n": 120}}
-    page = render_report(results, history)
-    assert "nothing yet" not in page
+    assert "would have released: nothing; no evaluation was opened" in page
+    results["released"] = {"accuracy": {"value": 0.123, "low": 0.045, "high": 0.216, "n": 120}}
+    results["privacy"]["evaluation"] = {
+        "release": "noised",
+        "epsilon": 1.0,
+        "cells": 20,
+        "deviation": 7.25,
+    }
+    page = " ".join(render_report(results, history).split())
     assert '<td class="num">0.123</td>' in page
+    assert "0.045 – 0.216" in page
+    assert "from 20 counts, each with noise of standard deviation 7.2 added" in page
+    assert "cost a held-out record at most epsilon 1.00" in page
+
+
+def test_an_exact_release_under_privacy_is_told_for_what_it_is():
+    results, history = run()
+    results["released"] = {"accuracy": {"value": 0.123, "low": 0.045, "high": 0.216, "n": 120}}
+    results["privacy"]["evaluation"] = {"release": "exact", "epsilon": None}
+    page = " ".join(render_report(results, history).split())
+    assert "protected by that sum alone, and not by differential privacy" in page
 
 
 def test_a_run_of_which_little_is_known_still_makes_a_report():
