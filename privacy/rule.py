@@ -19,7 +19,8 @@ and in each physical batch, in this order:
     rule.clear()                         # always, also after an error
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -34,24 +35,11 @@ class UncoveredError(PrivacyError):
     """
 
 
-class Rule(Protocol):
+class Gradients(Protocol):
     """Per-sample gradients of one layer's own parameters, without holding them if they are large.
 
-    Every list of gradients is in the order of ``module.parameters(recurse=False)``. The first axis
-    of what the layer takes is the batch (a recurrent layer knows where its batch axis is).
+    Every list is in the order of ``module.parameters(recurse=False)``.
     """
-
-    def __init__(self, module: nn.Module) -> None:
-        """Take the layer of the private copy; its ``.data`` is rebound before each batch, so that
-        a rule reads the parameters at each call and never keeps tensors of them.
-
-        Raises:
-            UncoveredError: this configuration of the layer has no rule.
-        """
-
-    # forward: the signature of the layer's own. Its outputs require grad, also where no input does
-    # (the first layer), and nothing is computed for the parameters in the backward pass. It notes
-    # versions of what it keeps: a value overwritten before it was used is an error, as in autograd.
 
     @property
     def rows(self) -> int:
@@ -74,3 +62,26 @@ class Rule(Protocol):
 
     def clear(self) -> None:
         """Forget the pass: nothing of a batch outlives its step."""
+
+
+class Rule(Gradients, Protocol):
+    """A layer that keeps book. The first axis of what it takes is the batch; a recurrent layer
+    knows where its batch axis is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Take the layer of the private copy; its ``.data`` is rebound before each batch, so that
+        a rule reads the parameters at each call and never keeps tensors of them.
+
+        Raises:
+            UncoveredError: this configuration of the layer has no rule.
+        """
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """A method with the signature of the layer's own.
+
+        Its outputs require grad, also where no input does (the first layer), and nothing is
+        computed for the parameters in the backward pass. It notes the versions of what it keeps: a
+        value overwritten before it was used is an error, as in autograd.
+        """
