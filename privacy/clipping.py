@@ -21,7 +21,7 @@ _SQUARE_MAX = torch.finfo(torch.float32).max
 
 def clip_weights(
     squares: Tensor, layers: int, bound: float, clipping: Clipping
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Return what to scale each unit's gradients by.
 
     Args:
@@ -34,14 +34,15 @@ def clip_weights(
             C / (norm + .01), whatever its norm (Bu et al. 2022, arXiv:2206.07136).
 
     Returns:
-        (L or 1, U) float32 weights, and (U,) bool: units that are to count as zero.
+        (L or 1, U) float32 weights, and (U,) bool: units that are to count as zero; None without.
 
     Guarantee: the L2 norm of a weighted gradient is at most C, so the sum's sensitivity to one unit
     is C (add or remove). Flat: by definition. Layer: the squares of at most ``layers`` norms, each
     <= C^2 / layers, sum to at most C^2. Automatic: norm C / (norm + .01) < C.
     """
     total = squares.sum(0)  # (U,)
-    broken = ~(total <= _SQUARE_MAX)  # NaN compares false
+    whole = bool(total.max() <= _SQUARE_MAX)  # NaN is the maximum, and compares false
+    broken = None if whole else ~(total <= _SQUARE_MAX)
     aim = bound * (1 - ROUNDING)
     if clipping == "layer":
         weights = (aim / math.sqrt(layers) / squares.sqrt()).clamp(max=1)  # norm 0 gives inf, so 1

@@ -6,7 +6,7 @@ arXiv:1912.06015; ghost norms, Li et al. 2022, arXiv:2110.05679; Bu et al. 2022,
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -23,6 +23,10 @@ Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 # replace. Up to here that was faster than the ghost norm, and a network's few small layers cost
 # little memory.
 HELD = 6
+NARROW = 16  # values a line below which torch's grouped convolution is the slower way
+_NARROW_VALUES = 1 << 18  # read at once, to stay in cache
+_ALL = slice(None)
+FEW = 4  # positions of an output up to which the weight gradient is a product of matrices
 
 
 class ConvolutionRule(LayerRule[Convolution | Transposed]):
@@ -60,24 +64,78 @@ class ConvolutionRule(LayerRule[Convolution | Transposed]):
             )
 
     def _small(self, saved: Saved, gradient: Tensor) -> bool:
-        kept = (saved[0].numel() + gradient.numel()) // len(gradient)
+        kept = (saved[0].numel() + gradient.numel()) // gradient.shape[0]
         return self._module.weight.numel() <= HELD * kept
 
     def _gradients(self, saved: Saved, gradient: Tensor) -> list[Tensor]:
-        rows, weight = len(gradient), self._module.weight
-        # (B, C, ...) -> (1, BC, ...): B records side by side as B times as many groups
-        x, g = (t.reshape(1, -1, *t.shape[2:]) for t in (saved[0], gradient))
-        shape = weight.new_empty(1).expand(rows * len(weight), *weight.shape[1:])  # of no values
-        wide = self._weight_gradient(g, x, shape, rows * self._module.groups)
-        found = [wide.view(rows, *weight.shape)]
+        found = [self._weights_by_row(gradient, saved[0])]
         return found if self._module.bias is None else [*found, gradient.flatten(2).sum(2)]
 
+    def _weights_by_row(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the (B, *shape) weight gradients of B rows."""
+        rows, weight, stride = x.shape[0], self._module.weight, self._module.stride
+        if stride == (1, 1) and not self._transposed and g.shape[-1] < NARROW:
+            return self._narrow(g, x)
+        # (B, C, ...) -> (1, BC, ...): B rows side by side as B times as many groups
+        wide_x, wide_g = (t.reshape(1, -1, *t.shape[2:]) for t in (x, g))
+        shape = (rows * weight.shape[0], *weight.shape[1:])
+        wide = weight.new_empty(1).expand(shape)  # it is the shape that counts
+        found = self._weight_gradient(wide_g, wide_x, wide, rows * self._module.groups)
+        return found.view(rows, *weight.shape)
+
+    def _narrow(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the weight gradients of a flat map of stride 1, as products of matrices.
+
+        Lines of the padded map follow one another in memory: a tap of the kernel reads them all
+        from a place of its own on, and what it reads beyond a line's end has a gradient of zero.
+        """
+        layer, ((high, wide), (down, right)) = self._module, (self._padding, self._module.dilation)
+        (rows, outputs, lines, length), width = g.shape, x.shape[-1] + 2 * wide
+        x = functional.pad(x, (wide, wide, high, high + 1))  # one line more than is ever counted
+        shape = (x.shape[1], *layer.kernel_size, lines * width)  # (C, h, w, T)
+        step = min(rows, max(1, _NARROW_VALUES // math.prod(shape)))
+        columns, left = g.new_empty(step, *shape), g.new_zeros(step, outputs, lines, width)
+        found = g.new_empty(rows, *layer.weight.shape)
+        for start in range(0, rows, step):
+            part = x[start : start + step]
+            count = part.shape[0] * layer.groups
+            strides = (*part.stride()[:2], down * width, right, 1)
+            shifted = part.as_strided((part.shape[0], *shape), strides, part.storage_offset())
+            columns[: part.shape[0]].copy_(shifted)
+            left[: part.shape[0], :, :, :length].copy_(g[start : start + step])
+            torch.bmm(
+                left[: part.shape[0]].view(count, -1, shape[-1]),  # (bG, O/G, T)
+                columns[: part.shape[0]].view(count, -1, shape[-1]).mT,  # (bG, T, C/G h w)
+                out=found[start : start + step].view(count, outputs // layer.groups, -1),
+            )
+        return found
+
     def _sum(self, saved: Saved, gradient: Tensor, weights: Tensor) -> list[Tensor]:
+        (x,), layer = saved, self._module
         g = gradient * weights.view(-1, *[1] * (gradient.dim() - 1))
-        found = [self._weight_gradient(g, saved[0], self._module.weight, self._module.groups)]
-        if self._module.bias is not None:
+        if self._transposed or math.prod(g.shape[2:]) > FEW:
+            found = [self._weight_gradient(g, x, layer.weight, layer.groups)]
+        else:
+            found = [self._few_positions(g, x)]
+        if layer.bias is not None:
             found.append(g.sum([0, *range(2, g.dim())]))
         return found
+
+    def _few_positions(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the weight gradient as one product over records and positions.
+
+        Small maps leave taps of the kernel that read padding alone; they are not computed.
+        """
+        weight, groups = self._module.weight, self._module.groups
+        taps = self._taps(x.shape[2:], g.shape[2:])
+        columns = self._columns(x.transpose(0, 1), g.shape[2:], taps, 1)  # (C, K, B, *out)
+        left = g.transpose(0, 1).reshape(groups, len(weight) // groups, -1)  # (G, O/G, BT)
+        right = columns.view(groups, -1, left.shape[2])  # (G, K C/G, BT)
+        product = left @ right.mT  # (G, O/G, BT) x (G, BT, K C/G) -> (G, O/G, K C/G)
+        cells = (len(weight), weight.shape[1], *(len(axis) for axis in taps))
+        whole = torch.zeros_like(weight)
+        whole[(_ALL, _ALL, *(slice(axis.start, axis.stop) for axis in taps))] = product.view(cells)
+        return whole
 
     def _weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         layer = self._module
@@ -104,30 +162,52 @@ class ConvolutionRule(LayerRule[Convolution | Transposed]):
 
         In float64, since terms may cancel. x (B, C, *in), g (B, O, *out).
         """
-        layer = self._module
-        rows, out = len(x), g.shape[2:]
-        x = functional.pad(x, [p for p in reversed(self._padding) for _ in range(2)]).double()
-        x = x.reshape(rows * layer.groups, -1, *x.shape[2:])  # (BG, C/G, *padded)
-        g = g.double().reshape(rows * layer.groups, -1, math.prod(out))  # (BG, O/G, T)
-        grams = g.mT @ g  # (BG, T, T)
-        padded = math.prod(x.shape[2:])
+        groups, out = self._module.groups, g.shape[2:]
+        taps = self._taps(x.shape[2:], out)
+        x, g = x.double(), g.double().reshape(len(x), groups, -1, math.prod(out))
+        grams = g.mT @ g  # (B, G, T, O/G) x (B, G, O/G, T) -> (B, G, T, T)
         # Either the products of all pairs of pixels, summed over the kernel, or those of patches.
-        if padded**2 < math.prod(layer.kernel_size) * grams.shape[1] ** 2:
-            flat = x.flatten(2)
-            pairs = (flat.mT @ flat).view(len(x), *x.shape[2:], *x.shape[2:])
-            patches = sum(
-                pairs[(slice(None), *self._window(offset, out), *self._window(offset, out))]
-                for offset in self._offsets()
-            )
-            patches = cast(Tensor, patches).reshape(grams.shape)
+        pixels, cells = math.prod(x.shape[2:]), math.prod(map(len, taps))
+        if pixels**2 < cells * grams.shape[-1] ** 2:
+            flat = x.reshape(len(x), groups, -1, pixels)  # (B, G, C/G, pixels)
+            pairs = (flat.mT @ flat).view(len(x), groups, *x.shape[2:], *x.shape[2:])
+            pairs = functional.pad(pairs, 2 * self._both_sides())
+            patches = pairs.new_zeros(len(x), groups, *out, *out)
+            for offset in itertools.product(*taps):
+                window = self._window(offset, out)
+                patches += pairs[(_ALL, _ALL, *window, *window)]
         else:
-            cut = [x[(slice(None), slice(None), *self._window(o, out))] for o in self._offsets()]
-            columns = torch.stack(cut, 1).flatten(3).flatten(1, 2)  # (BG, K C/G, T)
-            patches = columns.mT @ columns  # (BG, T, T)
-        return (patches * grams).sum((1, 2)).view(rows, layer.groups).sum(1)
+            columns = self._columns(x, out, taps, 2)  # (B, C, K, *out)
+            columns = columns.view(len(x), groups, -1, grams.shape[-1])  # (B, G, K C/G, T)
+            patches = columns.mT @ columns  # (B, G, T, T)
+        return grams.mul_(patches.view(grams.shape)).sum((1, 2, 3))
 
-    def _offsets(self) -> Iterator[tuple[int, ...]]:
-        return itertools.product(*(range(size) for size in self._module.kernel_size))
+    def _both_sides(self) -> list[int]:
+        """Return the padding of both sides per axis, last axis first, as torch's pad wants it."""
+        return [pad for pad in reversed(self._padding) for _ in range(2)]
+
+    def _taps(self, size: Sequence[int], out: Sequence[int]) -> list[range]:
+        """Return per axis the cells of the kernel that read more than padding at some position."""
+        layer = self._module
+        taps = []
+        for axis in range(self._axes):
+            stride, pad = layer.stride[axis], self._padding[axis]
+            live = [
+                cell
+                for cell in range(layer.kernel_size[axis])
+                if any(
+                    0 <= stride * place + layer.dilation[axis] * cell - pad < size[axis]
+                    for place in range(out[axis])
+                )
+            ]
+            taps.append(range(live[0], live[-1] + 1) if live else range(1))
+        return taps
+
+    def _columns(self, x: Tensor, out: Sequence[int], taps: Sequence[range], axis: int) -> Tensor:
+        """Return what each of K taps reads of (., ., ...) ``x``, side by side along ``axis``."""
+        x = functional.pad(x, self._both_sides())
+        cut = [x[(_ALL, _ALL, *self._window(tap, out))] for tap in itertools.product(*taps)]
+        return torch.stack(cut, axis)
 
     def _window(self, offset: tuple[int, ...], out: Sequence[int]) -> tuple[slice, ...]:
         """Return where in the padded input the kernel's cell at ``offset`` looks, per axis."""

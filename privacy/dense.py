@@ -27,7 +27,7 @@ class LinearRule(LayerRule[nn.Linear]):
         (x,) = saved
         if x.dim() <= 2:  # one position: its norm is a product of two
             return False
-        kept = (x.numel() + gradient.numel()) // len(x)
+        kept = (x.numel() + gradient.numel()) // x.shape[0]
         return x.shape[-1] * gradient.shape[-1] <= HELD * kept
 
     def _gradients(self, saved: Saved, gradient: Tensor) -> list[Tensor]:
@@ -36,22 +36,21 @@ class LinearRule(LayerRule[nn.Linear]):
         return [weight] if self._module.bias is None else [weight, g.sum(1)]
 
     def _norms(self, saved: Saved, gradient: Tensor) -> Tensor:
-        x, g = _positions(saved[0]), _positions(gradient)  # (B, T, d), (B, T, p)
-        biased = self._module.bias is not None
-        if x.shape[1] == 1:  # |g x^T| = |g| |x|, and b acts as one more input, of value 1
-            inputs = torch.linalg.vector_norm(x, dim=(1, 2)).double().square()
-            outputs: Tensor = torch.linalg.vector_norm(g, dim=(1, 2)).double().square()
-            return outputs.mul_(inputs + 1 if biased else inputs)
+        (x,), biased = saved, self._module.bias is not None
+        if x.dim() == 2:  # |g x^T| = |g| |x|, and b acts as one more input, of value 1
+            inputs, outputs = _squares(x), _squares(gradient)
+            return outputs.mul_(inputs.add_(1) if biased else inputs)
         # |sum_t g_t x_t^T|^2 = sum_ts (x_t . x_s)(g_t . g_s), in float64: terms may cancel
-        wide_x, wide_g = x.double(), g.double()
-        grams = wide_x @ wide_x.mT  # (B, T, T)
+        wide_x, wide_g = _positions(x).double(), _positions(gradient).double()
+        grams = wide_x @ wide_x.mT  # (B, T, d) x (B, d, T) -> (B, T, T)
         if biased:
             grams += 1
         return grams.mul_(wide_g @ wide_g.mT).sum((1, 2))
 
     def _sum(self, saved: Saved, gradient: Tensor, weights: Tensor) -> list[Tensor]:
-        x, g = _positions(saved[0]), _positions(gradient) * weights[:, None, None]
-        x, g = x.flatten(0, 1), g.flatten(0, 1)  # (B, T, d) -> (BT, d), (B, T, p) -> (BT, p)
+        x, g = saved[0], gradient * weights.view(-1, *[1] * (gradient.dim() - 1))
+        if x.dim() > 2:
+            x, g = (t.reshape(-1, t.shape[-1]) for t in (x, g))  # (B, ..., d) -> (BT, d)
         weight = g.mT @ x  # (p, BT) x (BT, d) -> (p, d)
         return [weight] if self._module.bias is None else [weight, g.sum(0)]
 
@@ -73,7 +72,7 @@ class EmbeddingRule(LayerRule[nn.Embedding]):
 
     def _gradients(self, saved: Saved, gradient: Tensor) -> list[Tensor]:
         keys, g = self._keyed(saved[0], gradient)
-        rows, (count, width) = len(gradient), self._module.weight.shape
+        rows, (count, width) = gradient.shape[0], self._module.weight.shape
         summed = g.new_zeros(rows * count, width).index_add_(0, keys, g)
         return [summed.view(rows, count, width)]
 
@@ -82,8 +81,8 @@ class EmbeddingRule(LayerRule[nn.Embedding]):
         found, place = torch.unique(keys, return_inverse=True)  # (U,), (BT,)
         sums = g.new_zeros(len(found), g.shape[1]).index_add_(0, place, g)  # (U, d)
         squares: Tensor = torch.linalg.vector_norm(sums, dim=1).double().square()
-        owners = found // len(self._module.weight)  # (U,) the row of the batch
-        return squares.new_zeros(len(gradient)).index_add_(0, owners, squares)
+        owners = found // self._module.num_embeddings  # (U,) the row of the batch
+        return squares.new_zeros(gradient.shape[0]).index_add_(0, owners, squares)
 
     def _sum(self, saved: Saved, gradient: Tensor, weights: Tensor) -> list[Tensor]:
         g = gradient * weights.view(-1, *[1] * (gradient.dim() - 1))
@@ -94,7 +93,7 @@ class EmbeddingRule(LayerRule[nn.Embedding]):
         """Return (BT,) keys, one for each pair of row and id, and the (BT, d) gradients."""
         flat, g = self._masked(ids, gradient)
         owners = torch.arange(len(ids), device=ids.device).repeat_interleave(len(flat) // len(ids))
-        return owners * len(self._module.weight) + flat, g
+        return owners * self._module.num_embeddings + flat, g
 
     def _masked(self, ids: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return (BT,) ids and (BT, d) gradients, zero where torch gives padding none."""
@@ -104,6 +103,12 @@ class EmbeddingRule(LayerRule[nn.Embedding]):
         return flat, g
 
 
+def _squares(x: Tensor) -> Tensor:
+    """Return the (B,) squared norms of (B, d), in float64: a product of two hides no extremes."""
+    squares: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square_()
+    return squares
+
+
 def _positions(tensor: Tensor) -> Tensor:
     """Return (B, T, d) of (B, ..., d)."""
-    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])

@@ -17,7 +17,7 @@ from privacy.errors import PrivacyError
 Saved = tuple[Tensor, ...]
 Kind = TypeVar("Kind", bound=nn.Module)
 
-_CHUNK_BYTES = 1 << 24  # of what is made in passing and never held
+CHUNK = 1 << 22  # values that are made in passing and never held
 _WIDENED = 4  # float32 values that a norm makes of one that it reads: copies in float64, products
 
 
@@ -65,7 +65,8 @@ class LayerRule(ABC, Generic[Kind]):
         output, saved = self._run(*inputs, **options)
         if not torch.is_grad_enabled():
             return output
-        call = Call(tuple(s.detach() for s in saved), tuple(s._version for s in saved))
+        kept = tuple([tensor.detach() for tensor in saved])
+        call = Call(kept, tuple([tensor._version for tensor in saved]))
         self._calls.append(call)
         return watched(output, lambda gradient: self._arrived(call, gradient))
 
@@ -73,8 +74,8 @@ class LayerRule(ABC, Generic[Kind]):
     def rows(self) -> int:
         """B of the recorded pass; 0 without a gradient; negative when calls differ in it."""
         if self._held is not None:
-            return len(self._held[0])
-        found = {len(call.saved[0]) for call in self._calls if call.gradient is not None}
+            return self._held[0].shape[0]
+        found = {call.saved[0].shape[0] for call in self._calls if call.gradient is not None}
         return found.pop() if len(found) == 1 else -len(found)
 
     def norms_squared(self) -> Tensor:
@@ -86,13 +87,12 @@ class LayerRule(ABC, Generic[Kind]):
             size = sum(p.numel() for p in self._module.parameters(recurse=False))
             return torch.cat([held_norms(self.per_sample(s)) for s in chunks(self.rows, size)])
         saved, gradient = arrivals[0]
-        size = _WIDENED * (sum(s.numel() for s in saved) + gradient.numel()) // len(gradient)
-        return torch.cat(
-            [
-                self._norms(tuple(s[rows] for s in saved), gradient[rows])
-                for rows in chunks(len(gradient), size)
-            ]
-        )
+        rows = gradient.shape[0]
+        size = _WIDENED * (sum([s.numel() for s in saved]) + gradient.numel())
+        if size <= CHUNK:
+            return self._norms(saved, gradient)
+        parts = chunks(rows, size // rows)
+        return torch.cat([self._norms(tuple(s[p] for s in saved), gradient[p]) for p in parts])
 
     def drop(self, broken: Tensor) -> None:
         """Let the (B,) bool rows ``broken`` be zero in all that is kept."""
@@ -108,15 +108,17 @@ class LayerRule(ABC, Generic[Kind]):
         """Return per parameter the sum of the rows' gradients under (B,) ``weights``."""
         if self._held is not None:
             return held_sum(self._held, weights)
-        return added(self._sum(saved, grad, weights) for saved, grad in self._arrivals())
+        return added([self._sum(saved, grad, weights) for saved, grad in self._arrivals()])
 
     def per_sample(self, rows: slice) -> list[Tensor]:
         """Return per parameter the (b, *shape) gradients of ``rows``."""
         if self._held is not None:
             return [gradient[rows] for gradient in self._held]
         return added(
-            self._gradients(tuple(s[rows] for s in saved), grad[rows])
-            for saved, grad in self._arrivals()
+            [
+                self._gradients(tuple(s[rows] for s in saved), grad[rows])
+                for saved, grad in self._arrivals()
+            ]
         )
 
     def clear(self) -> None:
@@ -164,7 +166,7 @@ class HeldRule:
     @property
     def rows(self) -> int:
         """B of the gradients; 0 without any."""
-        return len(self._held[0]) if self._held else 0
+        return self._held[0].shape[0] if self._held else 0
 
     def norms_squared(self) -> Tensor:
         """Return (B,) float64 squared norms."""
@@ -225,17 +227,16 @@ _ANCHOR = torch.zeros((), requires_grad=True)
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
-    """Cut ``rows`` so that ``size`` float32 values a row stay within a few MiB."""
-    step = max(1, _CHUNK_BYTES // (4 * size))
+    """Cut ``rows`` so that ``size`` values a row stay within a few MiB."""
+    step = max(1, CHUNK // size)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def added(parts: Iterator[list[Tensor]]) -> list[Tensor]:
+def added(parts: Sequence[list[Tensor]]) -> list[Tensor]:
     """Return the sums, position by position, of lists of tensors; at least one list."""
-    total = next(parts)
-    for part in parts:
-        total = [one + other for one, other in zip(total, part, strict=True)]
-    return total
+    if len(parts) == 1:
+        return parts[0]
+    return [torch.stack(tensors).sum(0) for tensors in zip(*parts, strict=True)]
 
 
 def without(tensor: Tensor, broken: Tensor) -> Tensor:

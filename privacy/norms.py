@@ -44,7 +44,7 @@ class ChannelNormRule(HeldRule):
                 f"expected (B, C, ...) inputs of {axes} axes for {type(layer).__name__}, "
                 f"got {x.dim()} axes; nothing was released"
             )
-        rows = len(x)
+        rows = x.shape[0]
         copies = [p.detach().repeat(rows) for p in layer.parameters(recurse=False)]  # (BC,) each
         if torch.is_grad_enabled():
             self._copies.append([copy.requires_grad_() for copy in copies])
@@ -56,7 +56,7 @@ class ChannelNormRule(HeldRule):
     def rows(self) -> int:
         """B of the recorded pass; 0 without a gradient; negative when calls differ in it."""
         found = {
-            len(copies[0]) // len(self._module.weight)
+            copies[0].shape[0] // self._module.weight.shape[0]
             for copies in self._copies
             if copies[0].grad is not None
         }
@@ -69,11 +69,13 @@ class ChannelNormRule(HeldRule):
 
     def _gradients(self) -> list[Tensor]:
         if self._held is None:
-            width = len(self._module.weight)
+            width = self._module.weight.shape[0]
             self._held = added(
-                [cast(Tensor, copy.grad).view(-1, width) for copy in copies]  # (BC,) -> (B, C)
-                for copies in self._copies
-                if copies[0].grad is not None
+                [
+                    [cast(Tensor, copy.grad).view(-1, width) for copy in copies]  # (BC,) -> (B, C)
+                    for copies in self._copies
+                    if copies[0].grad is not None
+                ]
             )
         return self._held
 
@@ -111,7 +113,7 @@ class LayerNormRule(_ScaleRule[nn.LayerNorm]):
 
     def _gradients(self, saved: Saved, gradient: Tensor) -> list[Tensor]:
         shape = self._module.weight.shape
-        width, rows = shape.numel(), len(gradient)
+        width, rows = shape.numel(), gradient.shape[0]
         x, g = (t.reshape(rows, -1, width) for t in (saved[0], gradient))  # (B, T, D)
         mean, inverse = (t.reshape(rows, 1, -1) for t in saved[1:])  # (B, 1, T)
         # sum_t g_t (x_t - mean_t) inverse_t
@@ -134,6 +136,6 @@ class RMSNormRule(_ScaleRule[nn.RMSNorm]):
     def _gradients(self, saved: Saved, gradient: Tensor) -> list[Tensor]:
         layer = self._module
         shape = layer.weight.shape
-        x, g = (t.reshape(len(gradient), -1, shape.numel()) for t in (saved[0], gradient))
+        x, g = (t.reshape(gradient.shape[0], -1, shape.numel()) for t in (saved[0], gradient))
         normal = functional.rms_norm(x, (shape.numel(),), None, layer.eps)  # (B, T, D)
         return [(g * normal).sum(1).view(-1, *shape)]

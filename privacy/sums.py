@@ -104,14 +104,14 @@ def unit_layers(layers: Sequence[Layer], gradients: UnitGradients) -> list[Layer
     ]
 
 
-def _weights(layers: Sequence[Layer], clip: Clip) -> Tensor:
-    """Return the (L, U) weights of the layers' units; units without a finite norm are dropped."""
+def _weights(layers: Sequence[Layer], clip: Clip) -> Sequence[Tensor]:
+    """Return (U,) weights for each layer; units without a finite norm are dropped."""
     if not layers:
-        return torch.empty(0, 0)
+        return []
     squares = torch.stack([layer.rule.norms_squared().double() for layer in layers])  # (L, U)
     weights, broken = clip_weights(squares, clip.layers, clip.bound, clip.clipping)
-    if bool(broken.any()):  # zero times NaN is NaN
+    if broken is not None:  # zero times NaN is NaN
         for layer in layers:
             layer.rule.drop(broken)
         weights = weights.masked_fill(broken, 0)
-    return weights.expand(len(layers), -1)
+    return list(weights) if len(weights) > 1 else [weights[0]] * len(layers)
