@@ -97,7 +97,7 @@ class RecurrentRule:
             packing = Packing([by_time.shape[1]] * len(by_time))
             rows = by_time.flatten(0, 1)  # (T, B, F) -> (N, F)
             rows, h, c = self._walk(rows, self._first(hx, rows, packing), packing)
-            by_time = rows.view(*by_time.shape[:2], -1)  # (N, D H) -> (T, B, D H)
+            by_time = rows.view(*by_time.shape[:2], rows.shape[1])  # (N, D H) -> (T, B, D H)
             output = by_time.transpose(0, 1) if layer.batch_first else by_time
         if not isinstance(layer, nn.LSTM):
             return output, h if packing.back is None else h[:, packing.back]
