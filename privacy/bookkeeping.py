@@ -18,6 +18,7 @@ from privacy.dense import EmbeddingRule, LinearRule
 from privacy.errors import PrivacyError
 from privacy.layer import chunks, held_norms
 from privacy.norms import ChannelNormRule, LayerNormRule, RMSNormRule
+from privacy.recurrent import RecurrentRule
 from privacy.rule import Gradients, Rule, UncoveredError
 
 Objective = Callable[[Tensor], Tensor]  # the network's outputs -> the scalar to differentiate
@@ -37,6 +38,9 @@ RULES: dict[type[nn.Module], Callable[[Any], Rule]] = {
     nn.InstanceNorm3d: ChannelNormRule,
     nn.LayerNorm: LayerNormRule,
     nn.RMSNorm: RMSNormRule,
+    nn.LSTM: RecurrentRule,
+    nn.GRU: RecurrentRule,
+    nn.RNN: RecurrentRule,
 }
 
 

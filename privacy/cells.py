@@ -131,12 +131,8 @@ class Cell:
 def _lstm_forward(walk: Walk) -> None:
     """c' = f c + i g, h' = o tanh(c'). Blocks: i, f, g, o."""
     gates, pair, g, o = walk.columns(0, 4), walk.columns(0, 2), walk.columns(2), walk.columns(3)
-    i, f, cells, out = (
-        walk.columns(0),
-        walk.columns(1),
-        walk.steps(walk.cells),
-        walk.steps(walk.out),
-    )
+    i, f = walk.columns(0), walk.columns(1)
+    cells, out = walk.steps(walk.cells), walk.steps(walk.out)
     weight, h, c, squashed = walk.recurrent.t(), walk.h0, walk.c0, torch.empty_like(walk.h0)
     for t, n in enumerate(walk.sizes):
         gates[t].addmm_(h[:n], weight)  # (n, H) x (H, 4H) -> (n, 4H)
@@ -148,12 +144,16 @@ def _lstm_forward(walk: Walk) -> None:
 
 
 def _lstm_backward(walk: Walk, dout: Tensor | None, dh: Tensor, dc: Tensor) -> None:
+    """dc += dh o tanh'(c'); gradients of i, f, g, o by dc g, dc c, dc i, dh tanh(c'); dc *= f."""
     gates, pair, g, o = walk.columns(0, 4), walk.columns(0, 2), walk.columns(2), walk.columns(3)
     i, f, cells = walk.columns(0), walk.columns(1), walk.steps(walk.cells)
     before, douts = walk.before(walk.cells, walk.c0), dout if dout is None else walk.steps(dout)
     both, spare = dh.new_empty(len(dh), 2 * dh.shape[1]), torch.empty_like(dh)
+    width = -1
     for t, n in reversed(list(enumerate(walk.sizes))):
-        (di, df), di_df, u, h, c = both[:n].chunk(2, 1), both[:n], spare[:n], dh[:n], dc[:n]
+        if n != width:  # samples join, seldom; slices cost as much as arithmetic
+            width, di_df, u, h, c = n, both[:n], spare[:n], dh[:n], dc[:n]
+            di, df = di_df.chunk(2, 1)
         if douts is not None:
             h += douts[t]
         torch.mul(h, o[t], out=di)
@@ -182,12 +182,16 @@ def _gru_forward(walk: Walk) -> None:
 
 
 def _gru_backward(walk: Walk, dout: Tensor | None, dh: Tensor, _: Tensor) -> None:
+    """Gradients of z, n, r, q by dh (h - n), dh (1 - z), dn q, dn r; dh *= z."""
     hidden, pair, new, q = walk.columns(1, 3), walk.columns(1, 2), walk.columns(0), walk.columns(3)
     r, z, before = walk.columns(1), walk.columns(2), walk.before(walk.out, walk.h0)
     douts = dout if dout is None else walk.steps(dout)
     both, kept = dh.new_empty(len(dh), 2 * dh.shape[1]), torch.empty_like(dh)
+    width = -1
     for t, n in reversed(list(enumerate(walk.sizes))):
-        (dr, dz), dr_dz, by_z, h = both[:n].chunk(2, 1), both[:n], kept[:n], dh[:n]
+        if n != width:
+            width, dr_dz, by_z, h = n, both[:n], kept[:n], dh[:n]
+            dr, dz = dr_dz.chunk(2, 1)
         if douts is not None:
             h += douts[t]
         torch.sub(before[t], new[t], out=dz).mul_(h)
@@ -200,7 +204,7 @@ def _gru_backward(walk: Walk, dout: Tensor | None, dh: Tensor, _: Tensor) -> Non
 
 
 def _rnn_forward(walk: Walk, squash: Callable[[Tensor], Tensor]) -> None:
-    """h' = tanh(x W_ih^T + h W_hh^T + biases), or relu of it. One block, its gradients alone."""
+    """h' = tanh(x W_ih^T + h W_hh^T + biases), or relu of it. The block holds no gates."""
     gates, out, weight, h = walk.columns(0), walk.steps(walk.out), walk.recurrent.t(), walk.h0
     for t, n in enumerate(walk.sizes):
         h = squash(torch.addmm(gates[t], h[:n], weight, out=out[t]))  # (n, H) x (H, H) -> (n, H)
@@ -212,11 +216,8 @@ def _rnn_backward(
     dh: Tensor,
     squash_back: Callable[[Tensor, Tensor, Tensor], None],
 ) -> None:
-    gates, out, douts = (
-        walk.columns(0),
-        walk.steps(walk.out),
-        dout if dout is None else walk.steps(dout),
-    )
+    gates, out = walk.columns(0), walk.steps(walk.out)
+    douts = dout if dout is None else walk.steps(dout)
     for t, n in reversed(list(enumerate(walk.sizes))):
         h = dh[:n]
         if douts is not None:

@@ -131,7 +131,8 @@ class RecurrentRule:
             outputs = []
             for index in range(depth * directions, (depth + 1) * directions):
                 trace = Trace(self._cell, layer.hidden_size, layer.bias, packing)
-                self._traces.append(trace)
+                if torch.is_grad_enabled():
+                    self._traces.append(trace)
                 weights = [getattr(layer, name) for name in self._names[index]]
                 turned = reversal if index % directions else None
                 output, h, c = _Walked.apply(  # type: ignore[no-untyped-call]
@@ -151,7 +152,7 @@ class RecurrentRule:
         return recorded[0].packing.sizes[0] if recorded else 0
 
     def norms_squared(self) -> Tensor:
-        """Return (B,) squared L2 norm of each sample's gradient of this layer's parameters."""
+        """Return (B,) float64 squared norms of the samples' gradients of all parameters."""
         return torch.stack([trace.norms_squared() for trace in self._recorded()]).sum(0)
 
     def drop(self, broken: Tensor) -> None:
@@ -197,14 +198,13 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     trace: Trace
     reversal: Tensor | None
-    gates: Tensor | None
 
 
 class _Walked(torch.autograd.Function):
     """One layer and direction: (N, d) rows to (N, H) outputs, and last states (B, H).
 
-    The walk back records the gradients of the gates in the trace and returns those of the rows and
-    the first states; the weights get none.
+    The walk back writes the gradients of the gates over the gates, so that there is one; it hands
+    them to the trace, and returns those of the rows and the first states. The weights get none.
     """
 
     @staticmethod
@@ -227,8 +227,8 @@ class _Walked(torch.autograd.Function):
         cells = torch.empty_like(out if cell.remembers else c0)
         walk = Walk(trace.packing.sizes, gates, w_hh, h0, c0, out, cells)
         cell.forward(walk)
-        ctx.trace, ctx.reversal, ctx.gates = trace, reversal, gates
-        ctx.save_for_backward(rows, h0, c0, out, cells, *weights[:2])
+        ctx.trace, ctx.reversal = trace, reversal
+        ctx.save_for_backward(rows, h0, c0, gates, out, cells, *weights[:2])
         ctx.set_materialize_grads(False)
         last = walk.last(cells) if cell.remembers else torch.empty_like(c0)
         return out if reversal is None else out[reversal], walk.last(out), last
@@ -238,10 +238,7 @@ class _Walked(torch.autograd.Function):
     def backward(
         ctx: _Context, dout: Tensor | None, dh: Tensor | None, dc: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        rows, h0, c0, out, cells, w_ih, w_hh = ctx.saved_tensors
-        gates, ctx.gates = ctx.gates, None
-        if gates is None:
-            raise RuntimeError("expected one backward pass, got another: the gates are used up")
+        rows, h0, c0, gates, out, cells, w_ih, w_hh = ctx.saved_tensors
         cell, reversal = ctx.trace.cell, ctx.reversal
         walk = Walk(ctx.trace.packing.sizes, gates, w_hh, h0, c0, out, cells)
         if dout is not None and reversal is not None:

@@ -8,13 +8,14 @@ Sources: ghost norms, Li et al. 2022, arXiv:2110.05679, section 4, with time as 
 book-keeping, Bu et al. 2023, arXiv:2210.00038, section 3.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from privacy.cells import Cell
+from privacy.layer import held_norms, held_sum, without
 
 # Gradients are kept where they take at most this much of what they are made of, which is then let
 # go: that saves a product as large as the plain backward pass's own.
@@ -105,27 +106,26 @@ class Trace:
                 self._sums[: len(step)] += step
 
     def norms_squared(self) -> Tensor:
-        """Return (B,) squared norms over all weights of this layer and direction."""
+        """Return (B,) float64 squared norms over all weights of this layer and direction."""
         if self._gates is not None and self._small(self._gates):
             everyone = list(self.packing.runs(len(self._gates)))
             self._kept = [self._products(*pair, everyone) for pair in self._pairs(self._gates)]
             self._gates, self._values = None, []
-        norms = _squares(self._kept) if self._gates is None else self._ghost_norms(self._gates)
+        norms = held_norms(self._kept) if self._gates is None else self._ghost_norms(self._gates)
         if self._biased:
-            norms = norms + _squares([self._sums[:, columns] for columns in self._columns])
+            norms = norms + held_norms([self._sums[:, columns] for columns in self._columns])
         return norms if self.packing.back is None else norms[self.packing.back]
 
     def drop(self, broken: Tensor) -> None:
         """Let the (B,) bool samples ``broken`` be zero, whatever NaN they hold."""
         columns = self._by_column(broken)
+        self._kept = [without(kept, columns) for kept in self._kept]
         if self._biased:
-            self._sums[columns] = 0
-        for kept in self._kept:
-            kept[columns] = 0
+            self._sums = without(self._sums, columns)
         if self._gates is not None:
-            rows = self.packing.spread(columns)[:, None]  # (N, 1)
-            self._gates.masked_fill_(rows, 0)
-            self._values = [values.masked_fill(rows, 0) for values in self._values]  # not ours
+            rows = self.packing.spread(columns)  # (N,)
+            self._gates = without(self._gates, rows)
+            self._values = [without(values, rows) for values in self._values]
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """Return per weight the sum over samples b of weights[b] x gradient[b]; (B,) weights."""
@@ -135,7 +135,7 @@ class Trace:
             # (g, N) x (N, d) -> (g, d)
             sums = [gates.t() @ (values * rows) for gates, values in self._pairs(self._gates)]
         else:
-            sums = [(weights @ k.flatten(1)).view(k.shape[1:]) for k in self._kept]
+            sums = held_sum(self._kept, weights)
         return self._listed(sums, weights @ self._sums if self._biased else None)
 
     def per_sample(self, rows: slice) -> list[Tensor]:
@@ -186,7 +186,7 @@ class Trace:
         """
         inputs, before = self._values
         at_inputs, at_hidden = self._columns
-        norms = [gates.new_empty(0)]
+        norms = [gates.new_empty(0, dtype=torch.float64)]
         for columns, length in self.packing.runs(_GATHERED):
             a = self.packing.gather(gates, columns, length).contiguous()  # (k, L, blocks H)
             x = self.packing.gather(inputs, columns, length).contiguous()  # (k, L, d)
@@ -198,8 +198,8 @@ class Trace:
                 products = (x @ x.mT).mul_(to_x @ to_x.mT)
                 products += (h @ h.mT).mul_(to_h @ to_h.mT)
             squares = products.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64)
-            sums = products.sum((1, 2), dtype=torch.float64).clamp(min=0)
-            norms.append(sums + _GRAM_ROUNDING * squares)
+            sums = products.sum((1, 2), dtype=torch.float64)
+            norms.append((sums + _GRAM_ROUNDING * squares).clamp(min=0))
         return torch.cat(norms)
 
     def _listed(self, weights: list[Tensor], sums: Tensor | None) -> list[Tensor]:
@@ -211,9 +211,3 @@ class Trace:
             return [w_ih, w_hh]
         b_ih, b_hh = (sums[..., columns] for columns in self._columns)
         return [w_ih, w_hh, b_ih.roll(-self._turn, -1), b_hh]
-
-
-def _squares(parts: Iterable[Tensor]) -> Tensor:
-    """Return (B,) squared norms of samples over (B, ...) parts of their gradients."""
-    squares = [torch.linalg.vector_norm(part.flatten(1), dim=1).square() for part in parts]
-    return torch.stack(squares).sum(0)
