@@ -66,9 +66,10 @@ class Walk:
 
 
 Forward = Callable[[Walk], None]
-# (walk, (N, H) gradients of its outputs or None, dh, dc); dh and dc (B, H) come as the gradients of
-# the last states and leave as those of h0 and c0.
-Backward = Callable[[Walk, Tensor | None, Tensor, Tensor], None]
+# (walk, (N, H) gradients of its outputs or None, dh, dc) -> (B, blocks H) sums of the gates'
+# gradients over time; dh and dc (B, H) come as the gradients of the last states and leave as those
+# of h0 and c0.
+Backward = Callable[[Walk, Tensor | None, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,17 @@ def _lstm_forward(walk: Walk) -> None:
         h = torch.mul(o[t], torch.tanh(c, out=squashed[:n]), out=out[t])
 
 
-def _lstm_backward(walk: Walk, dout: Tensor | None, dh: Tensor, dc: Tensor) -> None:
+def _lstm_backward(walk: Walk, dout: Tensor | None, dh: Tensor, dc: Tensor) -> Tensor:
     """dc += dh o tanh'(c'); gradients of i, f, g, o by dc g, dc c, dc i, dh tanh(c'); dc *= f."""
     gates, pair, g, o = walk.columns(0, 4), walk.columns(0, 2), walk.columns(2), walk.columns(3)
     i, f, cells = walk.columns(0), walk.columns(1), walk.steps(walk.cells)
     before, douts = walk.before(walk.cells, walk.c0), dout if dout is None else walk.steps(dout)
     both, spare = dh.new_empty(len(dh), 2 * dh.shape[1]), torch.empty_like(dh)
+    sums = dh.new_zeros(len(dh), walk.gates.shape[1])
     width = -1
     for t, n in reversed(list(enumerate(walk.sizes))):
         if n != width:  # samples join, seldom; slices cost as much as arithmetic
-            width, di_df, u, h, c = n, both[:n], spare[:n], dh[:n], dc[:n]
+            width, di_df, u, h, c, total = n, both[:n], spare[:n], dh[:n], dc[:n], sums[:n]
             di, df = di_df.chunk(2, 1)
         if douts is not None:
             h += douts[t]
@@ -165,7 +167,9 @@ def _lstm_backward(walk: Walk, dout: Tensor | None, dh: Tensor, dc: Tensor) -> N
         _tanh_back(torch.mul(c, i[t], out=u), g[t], grad_input=g[t])
         c *= f[t]
         _sigmoid_back(di_df, pair[t], grad_input=pair[t])
+        total += gates[t]
         torch.mm(gates[t], walk.recurrent, out=h)  # (n, 4H) x (4H, H) -> (n, H)
+    return sums
 
 
 def _gru_forward(walk: Walk) -> None:
@@ -181,16 +185,17 @@ def _gru_forward(walk: Walk) -> None:
         h = torch.addcmul(new[t], z[t], spare[:n], out=out[t])
 
 
-def _gru_backward(walk: Walk, dout: Tensor | None, dh: Tensor, _: Tensor) -> None:
+def _gru_backward(walk: Walk, dout: Tensor | None, dh: Tensor, _: Tensor) -> Tensor:
     """Gradients of z, n, r, q by dh (h - n), dh (1 - z), dn q, dn r; dh *= z."""
     hidden, pair, new, q = walk.columns(1, 3), walk.columns(1, 2), walk.columns(0), walk.columns(3)
     r, z, before = walk.columns(1), walk.columns(2), walk.before(walk.out, walk.h0)
     douts = dout if dout is None else walk.steps(dout)
     both, kept = dh.new_empty(len(dh), 2 * dh.shape[1]), torch.empty_like(dh)
+    gates, sums = walk.columns(0, 4), dh.new_zeros(len(dh), walk.gates.shape[1])
     width = -1
     for t, n in reversed(list(enumerate(walk.sizes))):
         if n != width:
-            width, dr_dz, by_z, h = n, both[:n], kept[:n], dh[:n]
+            width, dr_dz, by_z, h, total = n, both[:n], kept[:n], dh[:n], sums[:n]
             dr, dz = dr_dz.chunk(2, 1)
         if douts is not None:
             h += douts[t]
@@ -200,7 +205,9 @@ def _gru_backward(walk: Walk, dout: Tensor | None, dh: Tensor, _: Tensor) -> Non
         torch.mul(new[t], q[t], out=dr)
         torch.mul(new[t], r[t], out=q[t])
         _sigmoid_back(dr_dz, pair[t], grad_input=pair[t])
+        total += gates[t]
         torch.addmm(by_z, hidden[t], walk.recurrent, out=h)  # (n, 3H) x (3H, H) -> (n, H)
+    return sums
 
 
 def _rnn_forward(walk: Walk, squash: Callable[[Tensor], Tensor]) -> None:
@@ -215,15 +222,18 @@ def _rnn_backward(
     dout: Tensor | None,
     dh: Tensor,
     squash_back: Callable[[Tensor, Tensor, Tensor], None],
-) -> None:
+) -> Tensor:
     gates, out = walk.columns(0), walk.steps(walk.out)
     douts = dout if dout is None else walk.steps(dout)
+    sums = torch.zeros_like(dh)
     for t, n in reversed(list(enumerate(walk.sizes))):
         h = dh[:n]
         if douts is not None:
             h += douts[t]
         squash_back(h, out[t], gates[t])
+        sums[:n] += gates[t]
         torch.mm(gates[t], walk.recurrent, out=h)  # (n, H) x (H, H) -> (n, H)
+    return sums
 
 
 def _rnn(

@@ -245,10 +245,10 @@ class _Walked(torch.autograd.Function):
             dout = dout[reversal]
         dh = torch.zeros_like(h0) if dh is None else dh.clone()
         dc = torch.zeros_like(c0) if dc is None else dc.clone()
-        cell.backward(walk, dout, dh, dc)
+        sums = cell.backward(walk, dout, dh, dc)
         drows = None
         if ctx.needs_input_grad[1]:
             drows = cell.unproject(gates, w_ih)
             drows = drows if reversal is None else drows[reversal]
-        ctx.trace.record(gates, rows.detach(), torch.cat(walk.before(out, h0)))
+        ctx.trace.record(gates, sums, rows.detach(), torch.cat(walk.before(out, h0)))
         return None, drows, dh, dc, *[None] * (len(ctx.needs_input_grad) - 4)

@@ -97,13 +97,16 @@ class Trace:
         """Whether the walk back came by."""
         return self._gates is not None or bool(self._kept)
 
-    def record(self, gates: Tensor, inputs: Tensor, before: Tensor) -> None:
-        """Take (N, blocks H) gradients of gates, (N, d) inputs, (N, H) outputs a step before."""
-        self._gates, self._values = gates, [inputs, before]
-        if self._biased:
-            self._sums = gates.new_zeros(self.packing.sizes[0], gates.shape[1])
-            for step in torch.split(gates, list(self.packing.sizes)):
-                self._sums[: len(step)] += step
+    def record(self, gates: Tensor, sums: Tensor, inputs: Tensor, before: Tensor) -> None:
+        """Take the gradients of the gates, and what met them.
+
+        Args:
+            gates: (N, blocks H) gradients of what went into the gates.
+            sums: (B, blocks H) of them over time.
+            inputs: (N, d) what W_ih was multiplied with.
+            before: (N, H) outputs of the step before, W_hh likewise.
+        """
+        self._gates, self._sums, self._values = gates, sums, [inputs, before]
 
     def norms_squared(self) -> Tensor:
         """Return (B,) float64 squared norms over all weights of this layer and direction."""
@@ -120,8 +123,7 @@ class Trace:
         """Let the (B,) bool samples ``broken`` be zero, whatever NaN they hold."""
         columns = self._by_column(broken)
         self._kept = [without(kept, columns) for kept in self._kept]
-        if self._biased:
-            self._sums = without(self._sums, columns)
+        self._sums = without(self._sums, columns)
         if self._gates is not None:
             rows = self.packing.spread(columns)  # (N,)
             self._gates = without(self._gates, rows)

@@ -343,7 +343,7 @@ def test_ghost_norms_are_not_below_the_true_ones(monkeypatch: pytest.MonkeyPatch
     inputs = torch.randn(1, batch, FEATURES, generator=generator) * scale
     before = torch.randn(1, batch, HIDDEN, generator=generator) * scale
     trace_ = Trace(CELLS["LSTM"], HIDDEN, False, Packing([batch] * steps))
-    trace_.record(gates.flatten(0, 1), inputs.flatten(0, 1), before.flatten(0, 1))
+    trace_.record(gates.flatten(0, 1), gates.sum(0), inputs.flatten(0, 1), before.flatten(0, 1))
     values = torch.cat([inputs, before], 2).double()
     truth = torch.einsum("tbg,tbd->bgd", gates.double(), values).square().sum((1, 2))
     assert bool((trace_.norms_squared() >= truth * (1 - 1e-6)).all())
