@@ -89,7 +89,7 @@ class Trace:
         self._biased = biased
         self._gates: Tensor | None = None  # (N, blocks H)
         self._values: list[Tensor] = []  # (N, d) inputs, (N, H) outputs of the step before
-        self._kept: list[Tensor] = []  # (B, g, d), (B, g, H), instead of the above
+        self._kept: list[Tensor] = []  # (B, d, g), (B, H, g), instead of the above
         self._sums = torch.empty(0)  # (B, blocks H) over time: the biases' gradients
 
     @property
@@ -134,21 +134,18 @@ class Trace:
         weights = self._by_column(weights)
         if self._gates is not None:
             rows = self.packing.spread(weights)[:, None]  # (N, 1)
-            # (g, N) x (N, d) -> (g, d)
-            sums = [gates.t() @ (values * rows) for gates, values in self._pairs(self._gates)]
+            # (d, N) x (N, g) -> (d, g)
+            sums = [(values * rows).t() @ gates for gates, values in self._pairs(self._gates)]
         else:
             sums = held_sum(self._kept, weights)
         return self._listed(sums, weights @ self._sums if self._biased else None)
 
     def per_sample(self, rows: slice) -> list[Tensor]:
         """Return per weight the (b, *shape) gradients of the samples ``rows``."""
-        samples = (
-            torch.arange(self.packing.sizes[0]) if self.packing.back is None else self.packing.back
-        )
-        columns = samples[rows]
+        columns = rows if self.packing.back is None else self.packing.back[rows]
         if self._gates is not None:
-            lengths = [n for c, n in self.packing.runs(1)]
-            chosen = [(slice(c, c + 1), lengths[c]) for c in columns.tolist()]
+            single = list(self.packing.runs(1))
+            chosen = single[rows] if isinstance(columns, slice) else [single[c] for c in columns]
             made = [self._products(*pair, chosen) for pair in self._pairs(self._gates)]
         else:
             made = [kept[columns] for kept in self._kept]
@@ -171,13 +168,16 @@ class Trace:
         return made * self.packing.sizes[0] <= _KEPT * factors
 
     def _products(self, gates: Tensor, values: Tensor, runs: Sequence[tuple[slice, int]]) -> Tensor:
-        """Return the (b, g, d) gradients of one weight for the columns of ``runs``, b in all."""
+        """Return the (b, d, g) gradients of one weight for the columns of ``runs``, b in all.
+
+        Turned, since gates are wider than values, and a product is faster with wide rows.
+        """
         count = sum(columns.stop - columns.start for columns, _ in runs)
-        made, at = gates.new_empty(count, gates.shape[1], values.shape[1]), 0
+        made, at = gates.new_empty(count, values.shape[1], gates.shape[1]), 0
         for columns, length in runs:
             left = self.packing.gather(gates, columns, length)  # (k, L, g)
             right = self.packing.gather(values, columns, length)  # (k, L, d)
-            torch.bmm(left.mT, right, out=made[at : at + len(left)])  # -> (k, g, d)
+            torch.bmm(right.mT, left, out=made[at : at + len(left)])  # -> (k, d, g)
             at += len(left)
         return made
 
@@ -205,8 +205,8 @@ class Trace:
         return torch.cat(norms)
 
     def _listed(self, weights: list[Tensor], sums: Tensor | None) -> list[Tensor]:
-        """Put gradients in the order of the layer's parameters, rows as its gates stand there."""
-        w_ih, w_hh = weights
+        """List (..., d, g) gradients and (..., blocks H) sums as the layer has its parameters."""
+        w_ih, w_hh = (weight.mT for weight in weights)
         if self._turn:
             w_ih = w_ih.roll(-self._turn, -2)
         if sums is None:
