@@ -392,6 +392,15 @@ def test_a_second_pass_remembers_nothing_of_the_first(way: str) -> None:
     assert torch.equal(*norms)
 
 
+def test_a_call_without_gradients_is_not_of_the_pass() -> None:
+    rule = RecurrentRule(make("GRU").requires_grad_(False))
+    with torch.no_grad():
+        output, _ = rule.forward(torch.ones(3, STEPS, FEATURES))
+    assert not output.requires_grad
+    rule.forward(torch.ones(2, STEPS, FEATURES))[0].sum().backward()
+    assert rule.rows == 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_output_changed_in_place_is_an_error_as_in_autograd(kind: str) -> None:
     rule = RecurrentRule(make(kind).requires_grad_(False))
