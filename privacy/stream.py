@@ -5,13 +5,14 @@ a seed, and is used for one stream only.
 """
 
 import os
+import sys
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
-_ZEROS = bytes(1 << 16)
+_ZEROS = bytes(1 << 17)
 
 
 class Stream:
@@ -44,6 +45,15 @@ class Stream:
     def words64(self, count: int) -> npt.NDArray[np.uint64]:
         """Return (count,) little-endian 64-bit words."""
         return np.frombuffer(self.read(8 * count), dtype="<u8")
+
+    def fill(self, words: npt.NDArray[np.uint64]) -> None:
+        """Overwrite contiguous (n,) ``words`` by the next n little-endian 64-bit words."""
+        zeros = memoryview(_ZEROS)[: words.nbytes]
+        self._cipher.update_into(
+            zeros if len(zeros) == words.nbytes else bytes(words.nbytes), words.view(np.uint8).data
+        )
+        if sys.byteorder == "big":
+            words.byteswap(inplace=True)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return (count,) multiples of 2^-53 in [0, 1), each from 53 bits of the stream."""

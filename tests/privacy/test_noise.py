@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.noise import gaussian
@@ -46,24 +48,32 @@ class Words(Stream):
         super().__init__(bytes(32))
         self.given = np.array(words, dtype=np.uint64)
 
-    def words64(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-        return self.given[:count]
+    def fill(self, words: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> None:
+        words[:] = self.given[: words.size]
 
 
 def test_the_extreme_words_reach_nine_deviations_on_either_side() -> None:
-    # words: the smallest tail with either sign, then the largest (u = 1/2) with either sign
-    low, high, middle, other = gaussian(4, Words(0, 1, 2**64 - 2, 2**64 - 1))
+    # the largest and the smallest signed integer, then the two next to zero
+    high, low, middle, other = gaussian(4, Words(2**63 - 1, 2**63, 0, 2**64 - 1))
     assert high == -low
-    assert high == pytest.approx(stats.norm.isf(2.0**-65), rel=1e-12)
-    assert high > 9.1
-    assert middle == other == 0
+    assert high == pytest.approx(stats.norm.isf(2.0**-64), rel=1e-12)
+    assert high > 9.0
+    assert middle == -other
+    assert 0 < middle < 1e-18
 
 
-def test_a_word_is_its_tail_probability() -> None:
-    for exponent in (60, 40, 20, 1):
-        (value,) = gaussian(1, Words(2 ** (64 - exponent) | 1))
-        tail = 2.0 ** -(exponent + 1) + 2.0**-65
-        assert value == pytest.approx(stats.norm.isf(tail), rel=1e-12)
+def test_a_word_is_its_quantile() -> None:
+    for exponent in (62, 55, 48, 47, 46, 40, 20, 1):  # on both sides of where the tails begin
+        high, low = gaussian(2, Words(2**63 - 2**exponent, 2**63 + 2**exponent - 1))
+        tail = (2.0**exponent - 1) * 2.0**-64
+        assert high == -low == pytest.approx(stats.norm.isf(tail), rel=2e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(word=st.integers(0, 2**64 - 1))
+def test_a_word_and_its_complement_are_opposite(word: int) -> None:
+    one, other = gaussian(2, Words(word, 2**64 - 1 - word))
+    assert one == -other
 
 
 def test_one_stream_gives_one_noise_however_it_is_read() -> None:
