@@ -17,6 +17,7 @@ from privacy.accounting import epsilon
 from privacy.ledger import Ledger
 from shared_models.inputs import loss_kind
 from shared_models.metrics import METRICS, exact_metrics
+from shared_models.noised_cells import BINS
 from shared_models.registry import build_network
 from shared_models.study import Study, load_study
 from shared_models.tasks import predictions, target_range
@@ -40,6 +41,7 @@ KEYS = {
     "costs",
 }
 PRIVACY = {
+    "evaluation",
     "mode",
     "unit",
     "adjacency",
@@ -198,10 +200,9 @@ def test_bytes_are_those_of_the_messages(left: Left) -> None:
     )
     training = 4 * parameters + (0 if results["privacy"]["mode"] == "local" else 8 * 3)
     exact = rounds * sites * training
-    if results["privacy"]["mode"] == "local":
-        assert results["costs"]["bytes_up"] == exact
-    else:  # and the cells of three evaluations
-        assert results["costs"]["bytes_up"] > exact
+    cells = 2 * BINS if results["privacy"]["mode"] == "local" else 2 * 1024 + 4
+    evaluations = sum(number % 2 == 0 or number == rounds for number in range(1, rounds + 1))
+    assert results["costs"]["bytes_up"] == exact + evaluations * sites * 8 * cells
 
 
 def test_metrics_rows_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
