@@ -89,8 +89,9 @@ class BookkeepingCopy:
             UncoveredError: a layer has no rule; it is named.
         """
         self._model = model
+        self._theirs = list(model.parameters())
         shared: dict[int, Any] = {
-            id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+            id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self._theirs
         }
         self._copy = copy.deepcopy(model, shared).train()
         self._parameters = list(self._copy.parameters())
@@ -110,7 +111,8 @@ class BookkeepingCopy:
 
     def run(self, x: Tensor, objective: Objective) -> list[Layer]:
         """Run forward and backward; as ``GradientCopy.run``."""
-        for mine, theirs in zip(self._parameters, self._model.parameters(), strict=True):
+        rows = x.shape[0]
+        for mine, theirs in zip(self._parameters, self._theirs, strict=True):
             mine.data = theirs.data  # a view: nothing is copied, and nothing here writes to it
         if self._buffers:
             for name, buffer in self._model.named_buffers():
@@ -121,7 +123,7 @@ class BookkeepingCopy:
                 value.backward()  # type: ignore[no-untyped-call]
             found = [layer for layer in self.layers if layer.rule.rows]
             for layer in found:
-                _expect_rows(layer.rule.rows, len(x))
+                _expect_rows(layer.rule.rows, rows)
         except BaseException:
             clear(self.layers)
             raise

@@ -1,11 +1,10 @@
 """The private step: the noisy mean gradient of one Poisson batch, clipped unit by unit.
 
 It does not draw the batch, debit the ledger or move the weights: the caller does, in that order.
-Per-sample gradients come from ``privacy.bookkeeping``, or for layers that it does not know from
-``privacy.persample``; the sum over a patient's rows, the noise and the denominator are here.
+Per-sample gradients come from ``privacy.batches`` and their weights from ``privacy.clipping``; the
+mechanism, the noise and the denominator are here.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from privacy.bookkeeping import BookkeepingCopy, GradientCopy, Layer
+from privacy.batches import Batches
 from privacy.clipping import Clipping
 from privacy.noise import CHUNK, Gaussian
-from privacy.rule import UncoveredError
 from privacy.sampling import IntArray
-from privacy.separation import Loss, expect_separate, refuse_mixing_layers, row_losses
+from privacy.separation import Loss
 from privacy.stream import Stream
-from privacy.sums import Clip, UnitGradients, by_unit, clipped_sums, grid_sums, join, unit_layers
-
-# Bytes of a physical batch when the caller names none: what autograd keeps, and its gradients.
-_BATCH_BYTES = 1 << 28
-_RING_ROWS = 64  # of a physical batch of the ring's sums
+from privacy.sums import Clip, clipped_sums, grid_sums
 
 
 @dataclass(frozen=True)
@@ -101,8 +95,6 @@ class PrivateStep:
     Attributes:
         mechanism: what is clipped to, and how much noise is added.
         size: P, the number of values of a gradient.
-        fallback: why per-sample gradients are made one by one, which is slow, in one line; empty
-            when every layer has a rule. Known after the first batch at the latest.
     """
 
     def __init__(
@@ -126,8 +118,6 @@ class PrivateStep:
             ValueError: no parameters, a frozen one, or a physical batch below 1.
             PrivacyError: a layer mixes records or has no per-sample gradient; it is named.
         """
-        self._model = model
-        self._loss = loss
         self.mechanism = mechanism
         self._parameters = list(model.parameters())
         self.size = sum(p.numel() for p in self._parameters)
@@ -135,15 +125,16 @@ class PrivateStep:
             raise ValueError("expected parameters that all require gradients")
         if max_physical_batch is not None and max_physical_batch < 1:
             raise ValueError(f"expected a physical batch >= 1, got {max_physical_batch}")
-        self._rows_max = max_physical_batch
-        self._rows = 0  # not known before the network was tried
-        self.fallback = ""
-        refuse_mixing_layers(model)
-        self._copy: GradientCopy
-        try:
-            self._copy = BookkeepingCopy(model)
-        except UncoveredError as error:
-            self._fall_back(error)
+        per_patient = mechanism.unit == "patient"
+        self._batches = Batches(model, loss, per_patient=per_patient, rows_max=max_physical_batch)
+
+    @property
+    def fallback(self) -> str:
+        """Why per-sample gradients are made one by one, which is slow, in one line.
+
+        Empty when every layer has a rule; known after the first batch at the latest.
+        """
+        return self._batches.fallback
 
     def gradient(
         self,
@@ -181,11 +172,12 @@ class PrivateStep:
         # N(0, (sigma C)^2 I) once a step, and the public denominator, never len(x).
         share = 1.0 / self.mechanism.expected_batch
         deviation = self.mechanism.deviation * share
-        start, noise = 0, Gaussian(stream)
+        start, noise = 0, Gaussian(stream, min(self.size, CHUNK))
         for total in _pieces(self._sums(x, y, units, stream)):
-            values = torch.from_numpy(noise.draw(len(total), deviation)).to(total.device)
-            result[start : start + len(total)] = values.add_(total, alpha=share)
-            start += len(total)
+            stop = start + total.shape[0]
+            values = torch.from_numpy(noise.draw(total.shape[0], deviation)).to(total.device)
+            result[start:stop] = values.add_(total, alpha=share)
+            start = stop
         return result
 
     def clipped_sum(self, x: Tensor, y: Tensor, units: IntArray | None, stream: Stream) -> Tensor:
@@ -225,14 +217,15 @@ class PrivateStep:
         margin, not a proof: charge 1.001 C.
         """
         bound = self.mechanism.clipping_norm
-        if not 0 < scale * bound * max(1, len(x)) < 2.0**62:
+        if not 0 < scale * bound * max(1, x.shape[0]) < 2.0**62:
             raise ValueError(
                 f"expected 0 < scale x clipping norm x rows < 2^62, got {scale} x {bound} x "
-                f"{len(x)}"
+                f"{x.shape[0]}"
             )
+        self._check(x, y, units)
         totals = [torch.zeros(p.shape, dtype=torch.int64) for p in self._parameters]
-        for layers, count, _ in self._units(x, y, units, stream, ring=True):
-            for position, total in grid_sums(layers, self._clip, count, scale):
+        for block in self._batches.blocks(x, y, units, _seed(stream), exact=True):
+            for position, total in grid_sums(block.layers, self._clip, block.units, scale):
                 totals[position] += total.cpu()
         return torch.cat([total.reshape(-1) for total in totals]).numpy()
 
@@ -243,13 +236,14 @@ class PrivateStep:
 
         Of one physical batch a sum is yielded before the next is made, while it is in cache.
         """
+        self._check(x, y, units)
         totals: dict[int, Tensor] = {}
         ready = 0
-        for layers, _, alone in self._units(x, y, units, stream, ring=False):
-            for position, total in clipped_sums(layers, self._clip):
+        for block in self._batches.blocks(x, y, units, _seed(stream), exact=False):
+            for position, total in clipped_sums(block.layers, self._clip):
                 before = totals.get(position)
                 totals[position] = total if before is None else before.double().add_(total)
-                while alone and ready in totals:
+                while block.alone and ready in totals:
                     yield totals.pop(ready)
                     ready += 1
         for position in range(ready, len(self._parameters)):
@@ -257,123 +251,39 @@ class PrivateStep:
                 totals[position] = torch.zeros_like(self._parameters[position])
             yield totals.pop(position)
 
-    def _units(
-        self, x: Tensor, y: Tensor, units: IntArray | None, stream: Stream, *, ring: bool
-    ) -> Iterator[tuple[list[Layer], int, bool]]:
-        """Yield for each physical batch the layers' gradients of whole units, the number of units,
-        and whether it is the only one.
-        """
-        units = self._checked(x, y, units)
-        seed = int(stream.words64(1)[0] >> np.uint64(1))
-        if len(x) == 0:
-            return
-        if not self._rows:
-            self._rows = self._try_out(x, y)
-        size = min(self._rows, _RING_ROWS) if ring else self._rows
-        with _dropout_seed(seed, x.device):
-            if units is None:
-                for start in range(0, len(x), size):
-                    part = slice(start, start + size)
-                    layers = self._run(x[part], y[part], size if ring else 0)
-                    yield layers, len(x[part]), len(x) <= size
-            else:
-                for layers, count in self._patients(x, y, units, size, ring=ring):
-                    yield layers, count, len(x) <= size
-
-    def _patients(
-        self, x: Tensor, y: Tensor, units: IntArray, size: int, *, ring: bool
-    ) -> Iterator[tuple[list[Layer], int]]:
-        """Yield for each physical batch the gradients of the patients that end in it."""
-        order = np.argsort(units, kind="stable")  # a patient's rows side by side
-        units, rows = units[order], torch.from_numpy(order).to(x.device)
-        carried: UnitGradients = {}  # of a patient with rows in the next batch too
-        for start in range(0, len(x), size):
-            stop = min(start + size, len(x))
-            part = rows[start:stop]
-            layers = self._run(x[part], y[part], size if ring else 0)
-            _, index = np.unique(units[start:stop], return_inverse=True)
-            sums = by_unit(layers, index, wide=ring)
-            join(carried, sums)
-            carried = {}
-            count = int(index[-1]) + 1
-            if stop < len(x) and units[stop] == units[stop - 1]:
-                carried = {position: gradient[-1:].clone() for position, gradient in sums.items()}
-                count -= 1
-                sums = {position: gradient[:-1] for position, gradient in sums.items()}
-            if count:
-                yield unit_layers(self._copy.layers, sums), count
-
-    def _run(self, x: Tensor, y: Tensor, filled: int) -> list[Layer]:
-        """Run one physical batch, filled up to ``filled`` rows by copies of its last."""
-        if filled > len(x):
-            more = torch.arange(filled, device=x.device).clamp(max=len(x) - 1)
-            x, y = x[more], y[more]
-        try:
-            return self._copy.run(x, lambda outputs: row_losses(self._loss, outputs, y).sum())
-        except UncoveredError as error:
-            self._fall_back(error)
-            return self._run(x, y, filled)
-
-    def _try_out(self, x: Tensor, y: Tensor) -> int:
-        """Try whether records stay apart; return how many rows a physical batch has."""
-        with _dropout_seed(0, x.device):
-            try:
-                kept = 2 * expect_separate(self._copy, self._loss, x, y)  # values and gradients
-            except UncoveredError as error:
-                self._fall_back(error)
-                return self._try_out(x, y)
-        if self.fallback or self.mechanism.unit == "patient":
-            kept += 4 * self.size
-        rows = max(1, _BATCH_BYTES // max(1, kept))
-        return rows if self._rows_max is None else min(rows, self._rows_max)
-
-    def _fall_back(self, error: UncoveredError) -> None:
-        from privacy.persample import HookedCopy
-
-        self.fallback = f"per-sample gradients are made one by one, which is slow: {error}"
-        self._copy = HookedCopy(self._model)
-
     @property
     def _clip(self) -> Clip:
         mechanism = self.mechanism
-        return Clip(mechanism.clipping_norm, mechanism.clipping, len(self._copy.layers))
+        return Clip(mechanism.clipping_norm, mechanism.clipping, self._batches.layers)
 
-    def _checked(self, x: Tensor, y: Tensor, units: IntArray | None) -> IntArray | None:
-        """Return ``units`` when x, y and units fit each other and the mechanism."""
-        if len(x) != len(y):
-            raise ValueError(f"expected as many targets as inputs, got {len(y)} and {len(x)}")
+    def _check(self, x: Tensor, y: Tensor, units: IntArray | None) -> None:
+        """Raise ValueError unless x, y and units fit each other and the mechanism."""
+        rows = x.shape[0]
+        if rows != y.shape[0]:
+            raise ValueError(f"expected as many targets as inputs, got {y.shape[0]} and {rows}")
         if (units is None) == (self.mechanism.unit == "patient"):
             raise ValueError("expected patient ids exactly when the unit is the patient")
-        if units is not None and units.shape != (len(x),):
-            raise ValueError(f"expected ({len(x)},) patient ids, got {units.shape}")
-        return units
+        if units is not None and units.shape != (rows,):
+            raise ValueError(f"expected ({rows},) patient ids, got {units.shape}")
+
+
+def _seed(stream: Stream) -> int:
+    return int(stream.words64(1)[0] >> np.uint64(1))
 
 
 def _pieces(sums: Iterator[Tensor]) -> Iterator[Tensor]:
     """Cut the parameters' sums, in order, into flat pieces that noise is added to in cache."""
     small: list[Tensor] = []
     length = 0
-    for total in (part.reshape(-1) for part in sums):
-        if small and length + len(total) > CHUNK:
+    for total in sums:
+        size = total.numel()
+        if small and length + size > CHUNK:
             yield torch.cat(small)
             small, length = [], 0
-        if len(total) > CHUNK // 2:
-            yield from torch.split(total, CHUNK)
+        if size > CHUNK // 2:
+            yield from torch.split(total.reshape(-1), CHUNK)
         else:
-            small.append(total)
-            length += len(total)
+            small.append(total.reshape(-1))
+            length += size
     if small:
         yield torch.cat(small)
-
-
-@contextlib.contextmanager
-def _dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Start torch's generators, which nn.Dropout reads, at ``seed``; put them back afterwards."""
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.default_generator.set_state, state)
-        if device.type == "cuda":
-            stack.enter_context(torch.random.fork_rng([device]))
-            torch.cuda.manual_seed(seed)
-        yield

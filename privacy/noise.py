@@ -41,7 +41,7 @@ def gaussian(count: int, stream: Stream) -> FloatArray:
     """
     if count < 0:
         raise ValueError(f"expected count >= 0, got {count}")
-    values, noise = np.empty(count), Gaussian(stream)
+    values, noise = np.empty(count), Gaussian(stream, min(count, CHUNK))
     for start in range(0, count, CHUNK):
         part = values[start : start + CHUNK]
         part[:] = noise.draw(part.size)
@@ -51,14 +51,14 @@ def gaussian(count: int, stream: Stream) -> FloatArray:
 class Gaussian:
     """The normals of ``gaussian``, drawn in pieces into memory that is used again."""
 
-    def __init__(self, stream: Stream) -> None:
-        """Draw from ``stream``, fresh for every release."""
+    def __init__(self, stream: Stream, largest: int = CHUNK) -> None:
+        """Draw up to ``largest`` values at once from ``stream``, fresh for every release."""
         self._stream = stream
-        self._words: npt.NDArray[np.uint64] = np.empty(CHUNK, dtype=np.uint64)
-        self._values: FloatArray = np.empty(CHUNK)
+        self._words: npt.NDArray[np.uint64] = np.empty(largest, dtype=np.uint64)
+        self._values: FloatArray = np.empty(largest)
 
     def draw(self, count: int, deviation: float = 1.0) -> FloatArray:
-        """Return the next ``count`` <= CHUNK values times ``deviation``.
+        """Return the next ``count`` values, as many as fit, times ``deviation``.
 
         The array is a view that holds until the next call.
         """

@@ -124,6 +124,8 @@ def _validate(model: nn.Module) -> None:
             reason = _recurrent_refusal(module)
         elif check := ModuleValidator.VALIDATORS.get(type(module)):
             reason = str(errors[0]) if (errors := check(module)) else ""
+        elif getattr(module, "padding_mode", "zeros") != "zeros":
+            reason = "its padding is taken for zeros where another layer has no rule of its own"
         elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
             reason = "padding_idx on tied weights" if owners[id(module.weight)] > 1 else ""
         refuse_layer(name, module, reason)

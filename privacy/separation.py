@@ -91,8 +91,9 @@ def _first_alone(gradients: GradientCopy, loss: Loss, x: Tensor, y: Tensor, size
 def row_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the (B,) losses; raises ValueError unless there is one a row."""
     losses = loss(outputs, targets)
-    if losses.shape != (len(targets),):
-        raise ValueError(f"expected ({len(targets)},) losses, one a row, got {tuple(losses.shape)}")
+    rows = targets.shape[0]
+    if losses.shape != (rows,):
+        raise ValueError(f"expected ({rows},) losses, one a row, got {tuple(losses.shape)}")
     return losses
 
 

@@ -255,6 +255,12 @@ def test_a_layer_that_mixes_records_is_refused_by_name(layer: nn.Module, named: 
         PrivateStep(model, squared_error, Mechanism(1.0, 1.0, 0.5, 1.0))
 
 
+def test_a_padding_that_the_fallback_gets_wrong_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.PReLU())
+    with pytest.raises(PrivacyError, match=r"Conv2d '0' \(its padding"):
+        PrivateStep(model, squared_error, Mechanism(1.0, 1.0, 0.5, 1.0))
+
+
 def test_a_layer_that_folds_time_into_the_batch_is_refused() -> None:
     class Folding(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,426 @@
+"""What a private step costs against the plain step of the same network, in one process.
+
+A plain step is forward, backward and torch.optim.SGD; a private one is clipping, noise, the mean
+and the same descent. Records are made up, and the batch is the same each time: nothing is learnt.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from privacy.dpsgd import Mechanism, PrivateStep
+from shared_models.attention import Attention
+from shared_models.cnn import Cnn
+from shared_models.recurrent import Recurrent
+from shared_models.weights import flatten_in_place
+
+RATE = 0.01
+PAIRS_MIN = 5
+TOLERANCE = 0.05  # a target is met within 5 %
+MEMORY = 1.15  # of a plain step's
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; ``value`` is None when it was not measured, and the note says why."""
+
+    name: str
+    value: float | None
+    unit: str
+    better: Literal["higher", "lower"]
+    target: float | None
+    note: str
+
+    def missed(self) -> bool:
+        """Whether there is a target and the value is not within 5 % of it."""
+        if self.value is None or self.target is None:
+            return False
+        return not self.value <= self.target * (1 + TOLERANCE)
+
+
+# ---- the networks
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut: He et al. 2016, arXiv:1512.03385."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(32, after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.GroupNorm(32, after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(32, after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 with GroupNorm and the stem for small pictures: one 3x3 convolution, no pooling."""
+    blocks: list[nn.Module] = []
+    width = 64
+    for wider in (64, 128, 256, 512):
+        blocks += [Residual(width, wider, 1 if wider == 64 else 2), Residual(wider, wider, 1)]
+        width = wider
+    stem = (nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.GroupNorm(32, 64), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+class UNet(nn.Module):
+    """A U-Net of two levels with GroupNorm: Ronneberger et al. 2015, arXiv:1505.04597."""
+
+    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
+        super().__init__()
+        first, second, deepest = widths
+        self.down = nn.ModuleList([self._double(1, first), self._double(first, second)])
+        self.middle = self._double(second, deepest)
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(deepest, second, 2, 2), nn.ConvTranspose2d(second, first, 2, 2)]
+        )
+        self.merge = nn.ModuleList(
+            [self._double(2 * second, second), self._double(2 * first, first)]
+        )
+        self.out = nn.Conv2d(first, 1, 1)
+
+    @staticmethod
+    def _double(before: int, after: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.GroupNorm(8, after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+            nn.GroupNorm(8, after),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for level in self.down:
+            x = level(x)
+            kept.append(x)
+            x = functional.max_pool2d(x, 2)
+        x = self.middle(x)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([up(x), kept.pop()], 1))
+        out: Tensor = self.out(x)
+        return out
+
+
+def class_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def pixel_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    each = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    return each.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, a batch for it, and what its private step may cost."""
+
+    target: float
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    targets: Callable[[], Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor] = class_losses
+
+
+def classes(rows: int, count: int) -> Callable[[], Tensor]:
+    return lambda: torch.randint(count, (rows,))
+
+
+def picture(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.rand(shape)
+
+
+def cnn() -> nn.Module:
+    return Cnn((1, 28, 28), 10)
+
+
+def transformer() -> nn.Module:
+    return Attention(10, length=128, vocabulary=1000, width=128, heads=4, layers=2, feedforward=512)
+
+
+CASES: dict[str, Case] = {
+    "cnn_b64": Case(1.35, cnn, picture(64, 1, 28, 28), classes(64, 10)),
+    "cnn_b256": Case(1.5, cnn, picture(256, 1, 28, 28), classes(256, 10)),
+    "resnet18gn_28_b32": Case(1.6, resnet18, picture(32, 1, 28, 28), classes(32, 10)),
+    "resnet18gn_64_b16": Case(1.35, resnet18, picture(16, 1, 64, 64), classes(16, 10)),
+    "transformer_b32": Case(
+        1.4, transformer, lambda: torch.randint(1, 1000, (32, 128)), classes(32, 10)
+    ),
+    "lstm_b64": Case(
+        2.0, lambda: Recurrent("lstm", 2, 32), picture(64, 100, 32), classes(64, 2)
+    ),
+    "gru_b64": Case(2.0, lambda: Recurrent("gru", 2, 32), picture(64, 100, 32), classes(64, 2)),
+    "unet_b8": Case(
+        1.6, UNet, picture(8, 1, 64, 64), lambda: (torch.rand(8, 1, 64, 64) > 0.5).float(),
+        pixel_losses,
+    ),
+}  # fmt: skip
+
+
+# ---- the steps: each gives the seconds of one
+
+Step = Callable[[], float]
+
+
+def made_up(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the network and its batch; the same numbers for every kind of step."""
+    torch.manual_seed(1)
+    return case.build(), case.inputs(), case.targets()
+
+
+def timed(run: Callable[[], object]) -> Step:
+    def step() -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    return step
+
+
+def plain_step(case: Case) -> Step:
+    """Return the step that everybody trains with."""
+    network, x, y = made_up(case)
+    optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        case.losses(network(x), y).mean().backward()
+        optimizer.step()
+
+    return timed(run)
+
+
+def private_step(case: Case) -> Step:
+    """Return ours, the descent included."""
+    network, x, y = made_up(case)
+    flat = flatten_in_place(network)
+    step = PrivateStep(network, case.losses, Mechanism(1.0, 1.0, 0.5, float(len(x))))
+    out, keys = torch.empty_like(flat), iter(range(1 << 30))
+
+    def run() -> None:
+        gradient = step.gradient(x, y, None, next(keys).to_bytes(32, "big"), out)
+        flat.add_(gradient, alpha=-RATE)
+
+    run()
+    if step.fallback:
+        print(f"  {step.fallback}", file=sys.stderr)
+    return timed(run)
+
+
+def hooks_step(case: Case) -> Step:
+    """Return Opacus' step with per-sample gradients, as its PrivacyEngine makes it."""
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+    from opacus.validators import ModuleValidator
+
+    network, x, y = made_up(case)
+    network = GradSampleModule(ModuleValidator.fix(network))
+    optimizer: Any = DPOptimizer(
+        torch.optim.SGD(network.parameters(), lr=RATE),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=len(x),
+    )
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        case.losses(network(x), y).mean().backward()
+        optimizer.step()
+
+    return timed(run)
+
+
+def ghost_step(case: Case) -> Step:
+    """Return Opacus' step with ghost clipping, as its PrivacyEngine makes it."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+    from opacus.validators import ModuleValidator
+
+    network, x, y = made_up(case)
+    network = GradSampleModuleFastGradientClipping(
+        ModuleValidator.fix(network), max_grad_norm=1.0, use_ghost_clipping=True
+    )
+    optimizer: Any = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(network.parameters(), lr=RATE),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=len(x),
+    )
+
+    class Losses(nn.Module):
+        reduction = "mean"
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            losses = case.losses(outputs, targets)
+            return losses if self.reduction == "none" else losses.mean()
+
+    loss: Any = DPLossFastGradientClipping(network, optimizer, Losses(), loss_reduction="mean")
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(x), y).backward()
+        optimizer.step()
+
+    return timed(run)
+
+
+# ---- how it is measured
+
+
+def ratio_row(row: Row, case: Case, make: Callable[[Case], Step], *, quick: bool) -> Row:
+    """Pair a step with the plain one, the first of a pair changing."""
+    try:
+        other, plain = make(case), plain_step(case)
+        for _ in range(1 if quick else 2):
+            slow = max(other(), plain())
+        pairs = PAIRS_MIN if quick and slow > 0.1 else 11 if quick or slow > 0.5 else 31
+        ours, peer = [], []
+        for index in range(pairs):
+            if index % 2:
+                peer.append(plain())
+                ours.append(other())
+            else:
+                ours.append(other())
+                peer.append(plain())
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError) as error:
+        return replace(row, note=f"fails: {' '.join(str(error).split())[:100]}")
+    ratios = [one / two for one, two in zip(ours, peer, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    times = f"{1e3 * statistics.median(ours):.1f} ms, plain {1e3 * statistics.median(peer):.1f} ms"
+    note = f"{times}; {pairs} pairs, middle half {low:.2f} to {high:.2f}"
+    return replace(row, value=middle, note=note)
+
+
+def memory_row(row: Row, name: str) -> Row:
+    """Compare the peak memory of private steps with that of plain ones, a fresh process each."""
+    private, plain = _peak_mib(name, "private"), _peak_mib(name, "plain")
+    note = f"{private:.0f} to {plain:.0f} MiB, of whole processes"
+    return replace(row, value=private / plain, note=note)
+
+
+def _peak_mib(name: str, kind: str) -> float:
+    """Run this file once more, as the process that is weighed."""
+    command = [sys.executable, __file__, "--weigh", name, "--kind", kind]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
+def weigh(name: str, kind: str) -> float:
+    """Take three steps and return this process's peak memory in MiB."""
+    step = (private_step if kind == "private" else plain_step)(CASES[name])
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's memory at the fork too
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def measured(*, quick: bool, only: Sequence[str]) -> Iterator[Row]:
+    """Measure the rows one after the other; what is slow is left out of a quick run."""
+    for name, case in CASES.items():
+        if only and name not in only:
+            continue
+        yield ratio_row(
+            Row(name, None, "ratio", "lower", case.target, ""), case, private_step, quick=quick
+        )
+        gc.collect()
+        opacus: dict[str, Callable[[Case], Step]] = {
+            "opacus_hooks": hooks_step,
+            "opacus_ghost": ghost_step,
+        }
+        for peer, make in opacus.items():
+            row = Row(f"{name}_{peer}", None, "ratio", "lower", None, "not measured by --quick")
+            yield row if quick else ratio_row(row, case, make, quick=True)
+            gc.collect()
+        row = Row(f"{name}_memory", None, "ratio", "lower", MEMORY, "not measured by --quick")
+        yield row if quick else memory_row(row, name)
+
+
+# ---- what is shown
+
+
+def machine() -> dict[str, object]:
+    """Say what the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        found = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
+        model = found[0].split(":", 1)[1].strip() if found else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def show(rows: Sequence[Row], about: dict[str, object]) -> None:
+    """Print a table for people."""
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for row in rows:
+        value = "-" if row.value is None else f"{row.value:,.2f}"
+        target = "" if row.target is None else f"<= {row.target}"
+        mark = "MISSED" if row.missed() else ""
+        print(f"{row.name:31}{value:>8} {row.unit:6}{target:8}{mark:7} {row.note}")
+
+
+def main() -> None:
+    """Measure the rows one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--quick", action="store_true", help="fewer steps: under 50 s")
+    parser.add_argument("--only", action="append", default=[], choices=CASES, help="one network")
+    parser.add_argument("--weigh", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=("private", "plain"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.weigh:
+        print(weigh(asked.weigh, asked.kind))
+        return
+    rows = []
+    for row in measured(quick=asked.quick, only=asked.only):
+        print(f"{row.name} {'-' if row.value is None else f'{row.value:.2f}'}", file=sys.stderr)
+        rows.append(replace(row, note=f"target missed; {row.note}") if row.missed() else row)
+    about = machine()
+    if asked.json:
+        listed = [asdict(row) for row in rows]
+        print(json.dumps({"benchmark": "dpsgd", "machine": about, "rows": listed}, indent=1))
+    else:
+        show(rows, about)
+
+
+if __name__ == "__main__":
+    main()
