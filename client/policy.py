@@ -77,7 +77,7 @@ def load_policy(path: Path) -> Policy:
     Raises:
         DataError: it cannot be read, is not TOML, or is no policy that a hospital may run under.
     """
-    hint = "the data steward edits this file; the documentation shows one in full"
+    hint = "the data steward edits this file; docs/policy.md shows one in full"
     try:
         with path.open("rb") as file:
             text = file.read(POLICY_BYTES_MAX + 1)

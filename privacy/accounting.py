@@ -26,7 +26,7 @@ _INTERVAL = (
     1e-4  # grid of the privacy loss; the q=.0128 reference figure moves .0015 from 1e-3 to it
 )
 _GROUP_GRID = 10  # mixtures take 10 s on the fine grid; .0002 of epsilon 12 is lost on this one
-_GRID_LOSS = 20.0  # above this epsilon the grid grows in proportion, else 600 takes 20 s
+_GRID_LOSS = 4.0  # above this epsilon the grid grows in proportion: .01 % of epsilon is lost
 _REFINEMENTS = 2  # finer grids tried, by 4 each, before RDP < PLD is believed
 _MAX_NOISE = 1e6  # a noise multiplier beyond it is a mistake in the study
 _CLOSE = 5e-4  # calibration stops within this fraction of the least noise multiplier

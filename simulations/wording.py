@@ -163,6 +163,10 @@ def epsilon_words(privacy: Json) -> list[str]:
         f"{_percent(right)} of the time with it. This is a worst case, not a forecast.",
         f"Delta ({delta:g}) is the small probability that is left out of this promise. It should "
         f"be far below one in the number of {'patients' if unit == 'patient' else 'records'}.",
+        "It covers this run: every attempt that was debited, of the site that paid most. What all "
+        "studies on a dataset have cost together, the ledger of its site says. A patient whom two "
+        "hospitals know is protected at each of them by itself, and what the two tell adds up. A "
+        "setting chosen by looking at real results is a run too, and is debited as one.",
         "Smaller epsilon means more privacy, and more noise in the model. It promises nothing "
         "about what is true of patients in general: that is what the model is for.",
     ]

@@ -210,6 +210,15 @@ def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
         load_policy(tmp_path / "policy.toml")
 
 
+def test_the_documented_policy_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text()
+    lines = [line[4:] for line in page.splitlines() if line.startswith("    ")]
+    example = "\n".join(line for line in lines if not line.startswith("fedward-site"))
+    policy = load_policy(written(tmp_path, example))
+    assert policy.ceiling is not None
+    assert policy.ceiling.rows_per_patient == 5
+
+
 # The log
 
 

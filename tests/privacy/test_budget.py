@@ -1,5 +1,6 @@
 """Ceilings: what a dataset may spend in all, and which debits are refused before they are made."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,37 @@ def test_a_refused_debit_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
                 large, "2", allow=lambda history: check_debit(history, planned(large), RECORDS)
             )
         assert (ledger.head(), ledger.events()) == (before, [one])
+
+
+def _take(path: Path, name: str) -> None:
+    for number in range(3):
+        one = event(f"{name} {number}")
+        with Ledger(path) as ledger:
+            try:
+                ledger.debit(
+                    one, one.study, allow=lambda past, e=one: check_debit(past, planned(e, 1), LAST)
+                )
+            except PrivacyError as error:
+                if "at most epsilon" not in str(error):
+                    raise
+
+
+LAST = RECORDS.model_copy(update={"epsilon": 0.6})
+
+
+def test_processes_share_the_last_of_a_ceiling_exactly(tmp_path: Path) -> None:
+    """Twelve studies ask for room at once; as many get it as would one after the other."""
+    path = tmp_path / "ledger.db"
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=_take, args=(path, str(n))) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    with Ledger(path) as ledger:
+        made = ledger.events()
+        assert ledger.verify().rows == len(made)
+    assert 3 < len(made) < 12
+    assert epsilon(made, LAST.delta).epsilon <= LAST.epsilon
+    assert epsilon([*made, event("one more")], LAST.delta).epsilon > LAST.epsilon

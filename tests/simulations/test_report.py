@@ -258,6 +258,17 @@ def test_the_bet_is_the_best_tests_accuracy():
     assert "more than 99.9\u00a0%" in words
 
 
+def test_the_words_about_epsilon_say_what_it_covers():
+    words = " ".join(epsilon_words({"epsilon": 1.0, "delta": 1e-5, "unit": "patient"}))
+    for said in (
+        "covers this run: every attempt that was debited, of the site that paid most",
+        "all studies on a dataset have cost together, the ledger of its site says",
+        "whom two hospitals know is protected at each",
+        "chosen by looking at real results is a run too, and is debited",
+    ):
+        assert said in words
+
+
 def test_the_roc_of_the_curves_has_the_area_of_the_metric():
     truth, scores = predictions("binary", 5000)
     roc = curves("binary", CLASSES["binary"], truth, scores)["roc"][0]
