@@ -188,7 +188,9 @@ def server_row(*, quick: bool) -> Row:
     """Compare the server with a sum of floats."""
     note = f"numpy's sum of the ten vectors as float32, and {SERVER}; nobody drops"
     row = lower("server_vs_float_sum", 5, note)
-    return compared(row, quick, float_sum, lambda d: ours(d).server())
+    done = compared(row, quick, float_sum, lambda d: ours(d).server())
+    check = 1000 * ours(VALUES_QUICK if quick else VALUES).check_seconds
+    return replace(done, note=f"{done.note}; a site then checks Result in {check:.1f} ms")
 
 
 def server_one_drop_row(*, quick: bool) -> Row:
@@ -226,7 +228,7 @@ def server_memory_row(*, quick: bool) -> Row:
     kept = weigh(SITES, VALUES, keep=True) / (4 * VALUES)
     note = (
         "what the process of server.masked.MaskedSum grows by in a round, at its peak, over the "
-        f"bytes of a vector; {VALUES:,} values; "
+        f"bytes of a vector of {VALUES:,} values; "
         + ", ".join(f"n = {n}: {one:.2f}" for n, one in grown.items())
         + f"; {kept:.2f} with a store on disk"
     )
