@@ -4,23 +4,31 @@ It measures the engine only: records are made up, nothing is evaluated, no check
 """
 
 import argparse
-import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
 import torch
+from rows import (
+    PAIRS_MIN,
+    Row,
+    interleave,
+    load,
+    machine,
+    measure,
+    options,
+    peak_bytes,
+    show,
+)
 from torch import nn
 
 from client.app import make_app
@@ -47,29 +55,7 @@ WIDTHS = (30, 64, 32, 2)  # of the MLP
 PARAMETERS = {"mlp": 4_130, "cnn": 421_642}
 COHORT = 50  # under masks
 ROUNDS_MAX = 100_000  # more than are ever run: nothing is evaluated before the last
-PAIRS_MIN = 5
-TOLERANCE = 0.05  # a target is met within 5 %
 PEER = ROOT / ".venv-peers" / "bin" / "python"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result; ``value`` is None when it was not measured, and the note says why."""
-
-    name: str
-    value: float | None
-    unit: str
-    better: Literal["higher", "lower"]
-    target: float | None
-    note: str
-
-    def missed(self) -> bool:
-        """Whether there is a target and the value is not within 5 % of it."""
-        if self.value is None or self.target is None:
-            return False
-        if self.better == "higher":
-            return not self.value >= self.target * (1 - TOLERANCE)
-        return not self.value <= self.target * (1 + TOLERANCE)
 
 
 # ---- what is measured: each has round(), which runs one round and returns its wall seconds
@@ -254,53 +240,12 @@ class Pfl:
         self._process.communicate()  # closes stdin, at which it ends
 
 
-# ---- how it is measured
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Seconds of one round of each side, one pair after the other."""
-
-    ours: Sequence[float]
-    peer: Sequence[float]
-
-    def ratio(self) -> float:
-        """Median over the pairs of how many times faster ours is, at equal work."""
-        return statistics.median(self._ratios())
-
-    def quartiles(self) -> str:
-        """The middle half of the ratios."""
-        low, _, high = statistics.quantiles(self._ratios(), n=4)
-        return f"{len(self.ours)} pairs, middle half {low:.2f} to {high:.2f}"
-
-    def _ratios(self) -> list[float]:
-        return [peer / ours for ours, peer in zip(self.ours, self.peer, strict=True)]
-
-
-def interleave(
-    ours: Callable[[], float], peer: Callable[[], float], pairs: int, warm: int = 2
-) -> Pairs:
-    """Run both sides in turn, the first of a pair changing, after ``warm`` rounds of each."""
-    for _ in range(warm):
-        ours()
-        peer()
-    left, right = [], []
-    for index in range(max(pairs, PAIRS_MIN)):
-        if index % 2:
-            right.append(peer())
-            left.append(ours())
-        else:
-            left.append(ours())
-            right.append(peer())
-    return Pairs(left, right)
+# ---- the rows
 
 
 def rate(sites: int, seconds: Sequence[float]) -> str:
     """Return the median speed, in site-rounds a second."""
     return f"{sites / statistics.median(seconds):,.0f}"
-
-
-# ---- the rows
 
 
 def cnn_row(*, quick: bool) -> Row:
@@ -347,8 +292,8 @@ def workers_row(*, quick: bool) -> Row:
     with Ours("mlp", 100, workers=2) as two, Ours("mlp", 100) as one:
         measured = interleave(two.round, one.round, 11 if quick else 61)
     speeds = f"{rate(100, measured.ours)} site-rounds/s, one {rate(100, measured.peer)}"
-    load = f"{measured.quartiles()}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    return replace(row, value=measured.ratio(), note=f"{speeds}; {load}")
+    note = f"{speeds}; {measured.quartiles()}; {load()}"
+    return replace(row, value=measured.ratio(), note=note)
 
 
 def mlp_masked_row(*, quick: bool) -> Row:
@@ -428,12 +373,7 @@ def weigh(sites: int, masking: Masking) -> float:
     with Ours("mlp", sites, masking=masking, cohort=COHORT if masking == "fsa1" else 0) as ours:
         for _ in range(3):
             ours.round()
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's memory at the fork too
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_bytes() / 2**20
 
 
 ROWS: tuple[Callable[..., Row], ...] = (
@@ -448,42 +388,9 @@ ROWS: tuple[Callable[..., Row], ...] = (
 )
 
 
-# ---- what is shown
-
-
-def machine() -> dict[str, object]:
-    """Say what the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpus = Path("/proc/cpuinfo")
-    if cpus.exists():
-        found = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
-        model = found[0].split(":", 1)[1].strip() if found else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def show(rows: Sequence[Row], about: dict[str, object]) -> None:
-    """Print a table for people."""
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for row in rows:
-        value = "-" if row.value is None else f"{row.value:,.2f}"
-        sign = ">=" if row.better == "higher" else "<="
-        target = "" if row.target is None else f"{sign} {row.target}"
-        mark = "MISSED" if row.missed() else ""
-        print(f"{row.name:26}{value:>10} {row.unit:8}{target:8}{mark:7} {row.note}")
-
-
 def main() -> None:
     """Measure the rows one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under 50 s")
+    parser = options(__doc__)
     parser.add_argument("--weigh", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--masking", choices=("none", "fsa1"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -491,18 +398,9 @@ def main() -> None:
     if asked.weigh:
         print(weigh(asked.weigh, asked.masking))
         return
-    rows = []
-    for index, measure in enumerate(ROWS, 1):
-        name = measure.__name__.removesuffix("_row")
-        print(f"[{index}/{len(ROWS)}] {name} ...", file=sys.stderr, flush=True)
-        row = measure(quick=asked.quick)
-        rows.append(replace(row, note=f"target missed; {row.note}") if row.missed() else row)
-    about = machine()
-    if asked.json:
-        listed = [asdict(row) for row in rows]
-        print(json.dumps({"benchmark": "simulation", "machine": about, "rows": listed}, indent=1))
-    else:
-        show(rows, about)
+    rows = measure(ROWS, quick=asked.quick)
+    about = {**machine(), "torch": torch.__version__}
+    show("simulation", rows, about, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from privacy.stream import Stream
 
 RingBits = Literal[16, 32]
 BOUND_MIN = 2**7  # below it rounding noise would be felt: such a study is refused
-_CHUNK = 1 << 14  # values at once, so that every pass but the first stays in cache
+_CHUNK = 1 << 14  # values at once, so that every pass stays in a 1 MiB cache
 _ONE = float(2**32)  # fixed point: 32 bits below the unit
 
 Reals = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -91,38 +91,41 @@ class Encoding:
         """
         if vector.ndim != 1:
             raise ValueError(f"expected a vector of shape (P,), got {vector.shape}")
-        if not vector.size:
-            return np.empty(0, dtype=np.int32), 0
-        largest = max(float(vector.max()), -float(vector.min()))
+        whole = np.empty(vector.size, dtype=np.int32)
+        clamped = 0
+        for start in range(0, vector.size, _CHUNK):
+            part = vector[start : start + _CHUNK]
+            rounded, outside = self._rounded(part, stream.words32(part.size))
+            whole[start : start + part.size] = rounded
+            clamped += outside
+        return whole, clamped
+
+    def _rounded(
+        self, part: Reals, coins: npt.NDArray[np.uint32]
+    ) -> tuple[npt.NDArray[np.int32], int]:
+        """Return floor(clamp(v) * scale + u), u = coin / 2^32, in 64-bit fixed point; and clamped.
+
+        Each pass over a part stays in the cache.
+        """
+        largest = max(float(part.max()), -float(part.min()))
         if not largest < float("inf"):  # NaN passes through max and fails every comparison
             raise PrivacyError(
                 "expected finite coordinates, update holds NaN or inf; nothing was sent"
             )
-        clamped = 0
-        if largest > self.value_bound:
-            clamped = int(np.count_nonzero(np.abs(vector) > self.value_bound))
-        return self._rounded(vector, stream, largest), clamped
-
-    def _rounded(self, vector: Reals, stream: Stream, largest: float) -> npt.NDArray[np.int32]:
-        """Return floor(clamp(v) * scale + u), u uniform in [0, 1), in 64-bit fixed point."""
-        whole = np.empty(vector.size, dtype=np.int32)
-        steps = np.empty(min(_CHUNK, vector.size), dtype=np.float64)
-        fixed = np.empty(steps.size, dtype="<i8")
-        high = fixed.view("<i4")[1::2]  # (C,) the upper halves: an arithmetic shift by 32
         scale, bound = self.scale * _ONE, self.bound * _ONE
-        inside = largest * scale <= bound  # rounding is monotone: then no coordinate is above
-        for start in range(0, vector.size, _CHUNK):
-            part = vector[start : start + _CHUNK]
-            size = part.size
-            np.multiply(part, scale, out=steps[:size], dtype=np.float64)
-            if not inside:
-                np.clip(steps[:size], -bound, bound, out=steps[:size])
-            # below 2^62 in size; integers add exactly, where adding u in float64 would move a
-            # coordinate that sits on the bound one step past it
-            np.copyto(fixed[:size], steps[:size], casting="unsafe")
-            np.add(fixed[:size], stream.words32(size), out=fixed[:size])
-            whole[start : start + size] = high[:size]
-        return whole
+        steps = part.astype(np.float64)
+        steps *= scale
+        if not largest * scale <= bound:  # rounding is monotone: else no coordinate is above
+            np.clip(steps, -bound, bound, out=steps)
+        # below 2^62 in size; integers add exactly, where adding u in float64 would move a
+        # coordinate that sits on the bound one step past it
+        fixed = steps.astype("<i8")
+        fixed += coins
+        outside = 0
+        if largest > self.value_bound:
+            outside = int(np.count_nonzero(np.abs(part) > self.value_bound))
+        high = fixed.view("<i4")[1::2]  # the upper halves: an arithmetic shift by 32
+        return high, outside
 
     def dequantise(self, total: Integers) -> npt.NDArray[np.float64]:
         """Return the sum of the sites' vectors in model units.

@@ -5,20 +5,30 @@ Bonawitz et al., CCS 2017, eprint 2017/281, section 4 (double masking).
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from privacy.encoding import Integers, Ring, RingBits, to_ring
+from privacy.encoding import Integers, Ring, RingBits, from_ring, to_ring
 from privacy.mac import PRIME
+from privacy.stream import Stream
 
 MAC_BYTES = 8  # of tau on the wire
 STREAM_MAC_BYTES = 16  # of a stream: 128 bits modulo 2^61 - 1 are uniform to 2^-67
 LANE_BYTES = 8
 CHUNK_BYTES = 1 << 17  # of values; with one stream's worth beside it, it stays in a 1 MiB cache
-_ZEROS = bytes(CHUNK_BYTES)
+
+_Signed = tuple[bytes, np.ufunc]  # the key of a stream, and np.add or np.subtract
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take more bytes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def zero_payload(shape: Shape) -> Payload:
 
 
 def read_payload(shape: Shape, data: bytes | memoryview) -> Payload:
-    """Return a view of the bytes of one vector; it cannot be changed in place.
+    """Return a view of the bytes of one vector, which can be changed in place where they can.
 
     Raises:
         ValueError: the length is not that of ``shape``.
@@ -100,6 +110,10 @@ def masked_payload(
     plus: Sequence[bytes],
     minus: Sequence[bytes],
     chunk_bytes: int = CHUNK_BYTES,
+    *,
+    threads: int = 1,
+    out: memoryview | None = None,
+    digest: Digest | None = None,
 ) -> Payload:
     """Return one site's vector under its masks, ready for the wire.
 
@@ -111,19 +125,24 @@ def masked_payload(
         plus: keys of the streams to add: the site's own, and of pairs whose lower index it is.
         minus: keys of the streams to subtract.
         chunk_bytes: bytes of values worked on at once; the result does not depend on it.
+        threads: how many share the values; the result does not depend on it.
+        out: (payload_bytes,) writable bytes to use; None stands for new ones.
+        digest: is updated with the payload; by one thread while it is still in the cache.
 
     Raises:
-        ValueError: values or lanes have another shape.
+        ValueError: values, lanes or ``out`` have another shape.
     """
     if values.shape != (shape.values,) or lanes.shape != (shape.lanes,):
         raise ValueError(
             f"expected ({shape.values},) values and ({shape.lanes},) lanes, "
             f"got {values.shape} and {lanes.shape}"
         )
-    payload = Payload(shape, np.empty(shape.payload_bytes, dtype=np.uint8))
+    if out is None:
+        out = np.empty(shape.payload_bytes, dtype=np.uint8).data
+    payload = read_payload(shape, out)
     payload.tau = tau
     payload.lanes[:] = lanes.view("<u8")
-    _add_streams(payload, plus, minus, chunk_bytes, values)
+    _add_streams(payload, values, _signed(plus, minus), chunk_bytes, threads, digest)
     return payload
 
 
@@ -134,43 +153,79 @@ def add_streams(
     chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
     """Add and subtract the streams of these keys, in place: how the server removes masks."""
-    _add_streams(payload, plus, minus, chunk_bytes, None)
+    _add_streams(payload, from_ring(payload.values), _signed(plus, minus), chunk_bytes, 1, None)
+
+
+def _signed(plus: Sequence[bytes], minus: Sequence[bytes]) -> list[_Signed]:
+    return [*((key, np.add) for key in plus), *((key, np.subtract) for key in minus)]
 
 
 def _add_streams(
     payload: Payload,
-    plus: Sequence[bytes],
-    minus: Sequence[bytes],
+    source: Integers,
+    keys: Sequence[_Signed],
     chunk_bytes: int,
-    source: Integers | None,
+    threads: int,
+    digest: Digest | None,
 ) -> None:
-    """Run all streams over one chunk before the next; ``source`` is copied in chunk by chunk."""
-    shape, values, lanes = payload.shape, payload.values, payload.lanes
-    width = shape.ring_bits // 8
-    step = max(1, chunk_bytes // width)  # values at once
+    """Set the payload's values to ``source`` and run all streams over MAC, lanes and values."""
+    step = max(1, chunk_bytes // payload.values.itemsize)  # values at once
+    # Each thread takes a run of whole chunks and enters the streams where it begins: numpy and the
+    # cipher let go of the interpreter's lock, and the bytes do not depend on the number of threads.
+    run = step * max(1, -(-source.size // (step * threads)))
+    if source.size <= run:
+        _mask_run(payload, source, range(source.size), keys, step, digest)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        runs = [
+            pool.submit(_mask_run, payload, source, part, keys, step, None)
+            for part in (range(source.size)[at : at + run] for at in range(0, source.size, run))
+        ]
+    for done in runs:
+        done.result()
+    if digest is not None:
+        digest.update(payload.words.data)
+
+
+def _mask_run(
+    payload: Payload,
+    source: Integers,
+    run: range,
+    keys: Sequence[_Signed],
+    step: int,
+    digest: Digest | None,
+) -> None:
+    """Mask the values of ``run``, whole chunks; MAC and lanes too when it begins at the first.
+
+    All streams run over one chunk before the next, so that only source and sum leave the cache.
+    """
+    shape, values = payload.shape, payload.values
     head = STREAM_MAC_BYTES + LANE_BYTES * shape.lanes
-    zeros = memoryview(_ZEROS if head + step * width <= len(_ZEROS) else bytes(head + step * width))
-    stream = np.empty(head + min(step, shape.values) * width, dtype=np.uint8)
-    streams = [(_keystream(key), 1) for key in plus] + [(_keystream(key), -1) for key in minus]
-    field = payload.tau
-    for start in range(0, shape.values or 1, step):
+    place = head + values.itemsize * run.start if run.start else 0
+    streams = [(Stream(key, place), fold) for key, fold in keys]
+    if run.start == 0:
+        _mask_head(payload, streams)
+        if digest is not None:
+            digest.update(payload.words[: MAC_BYTES + LANE_BYTES * shape.lanes].data)
+    total = np.empty(min(step, len(run)), dtype=values.dtype)
+    words = np.empty_like(total)
+    for start in range(run.start, run.stop, step):
         target = values[start : start + step]
-        if source is not None:
-            target[:] = to_ring(source[start : start + step], shape.ring_bits)
-        first = head if start == 0 else 0  # the MAC's and the lanes' words come before the values
-        end = first + target.nbytes
-        words = stream[first:end].view(values.dtype)
-        for keystream, sign in streams:
-            fold = np.add if sign > 0 else np.subtract
-            keystream.update_into(zeros[:end], stream[:end].data)
-            if start == 0:
-                word = int.from_bytes(stream[:STREAM_MAC_BYTES].tobytes(), "little")
-                field += sign * word
-                fold(lanes, stream[STREAM_MAC_BYTES:head].view("<u8"), out=lanes)
-            fold(target, words, out=target)
+        mask, chunk = words[: target.size], total[: target.size]
+        part = to_ring(source[start : start + step], shape.ring_bits)
+        for stream, fold in streams:
+            part = fold(part, stream.fill(mask), chunk)
+        if digest is not None:
+            digest.update(part.data)
+        target[:] = part
+
+
+def _mask_head(payload: Payload, streams: Sequence[tuple[Stream, np.ufunc]]) -> None:
+    """Run the first bytes of the streams over the MAC (as 128-bit integers) and the lanes."""
+    lanes, field = payload.lanes, payload.tau
+    for stream, fold in streams:
+        head = stream.words64(STREAM_MAC_BYTES // 8 + lanes.size)
+        word = int(head[0]) + (int(head[1]) << 64)
+        field += word if fold is np.add else -word
+        fold(lanes, head[2:], out=lanes)
     payload.tau = field
-
-
-def _keystream(key: bytes) -> CipherContext:
-    """Return AES-256-CTR from counter 0 (section 3; the key is used for this stream only)."""
-    return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()

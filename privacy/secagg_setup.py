@@ -38,6 +38,9 @@ class Site:
         roster: the roster that its steward approved.
         entropy: source of secrets; os.urandom in every real run.
         agree: key agreement; a simulation may compute each pair once (`keys.SharedAgreements`).
+        threads: how many mask its vector. One is the default because a site that waits for others
+            is in no hurry, two on a busy machine are slower than one, and the virtual sites of a
+            simulation have a process for each core already.
     """
 
     identity: Identity
@@ -46,6 +49,7 @@ class Site:
     roster: Roster
     entropy: Entropy = field(default=os.urandom, repr=False)
     agree: Agreement = field(default=keys.agree, repr=False)
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if len(self.roster.sites) != self.plan.n:
@@ -54,6 +58,8 @@ class Site:
             )
         if self.roster.sites[self.index].public != self.identity.public:
             raise ValueError(f"expected the roster's key of site {self.index}, got another")
+        if self.threads < 1:
+            raise ValueError(f"expected at least one thread, got {self.threads}")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from privacy.secagg_messages import (
 )
 from privacy.secagg_messages import Masked as MaskedMessage
 from privacy.secagg_setup import Grouped, Site, agree_with, check_server, refusal
-from privacy.wire import Counter, Header, Records, Signed, read, read_records, records, write
+from privacy.wire import Counter, Draft, Header, Records, Signed, read, read_records, records, write
 
 
 class SpoiltSumError(ProtocolError):
@@ -225,14 +225,21 @@ def mask(shared: Shared, values: Integers, lanes: npt.NDArray[np.int64]) -> tupl
         raise refusal(7, f"lanes within +-{bound}", "a larger one")
     shape = attempt.site.plan.shape(attempt.kind)
     tau = mac.tau(keys.mac_key(attempt.kappa, attempt.ctx), values, lanes)
-    payload = masking.masked_payload(shape, values, lanes, tau, shared.plus, shared.minus)
-    message = MaskedMessage(
-        attempt.header(MaskedMessage.NUMBER),
-        shared.cohort_hash,
-        shape.payload_bytes,
-        hashlib.sha256(payload.words.data).digest(),
+    draft, digest = Draft(MaskedMessage, shape.payload_bytes), hashlib.sha256()
+    masking.masked_payload(
+        shape,
+        values,
+        lanes,
+        tau,
+        shared.plus,
+        shared.minus,
+        threads=attempt.site.threads,
+        out=draft.tail,
+        digest=digest,
     )
-    data = write(message, attempt.site.identity, payload.words.data)
+    header = attempt.header(MaskedMessage.NUMBER)
+    message = MaskedMessage(header, shared.cohort_hash, shape.payload_bytes, digest.digest())
+    data = draft.sign(message, attempt.site.identity)
     return Masked(attempt, shared.cohort, shared.cohort_hash, shared.shares), data
 
 

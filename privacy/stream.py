@@ -5,14 +5,17 @@ a seed, and is used for one stream only.
 """
 
 import os
-import sys
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
-_ZEROS = bytes(1 << 17)
+_BLOCK_BYTES = 16
+_ZEROS = memoryview(bytes(1 << 17))
+
+W = TypeVar("W", np.uint8, np.uint16, np.uint32, np.uint64)
 
 
 class Stream:
@@ -22,38 +25,44 @@ class Stream:
     Source: NIST SP 800-38A, section 6.5 (counter mode), counter block starting at zero.
     """
 
-    def __init__(self, key: bytes) -> None:
-        """Start at counter 0 of ``key`` (32 bytes; used for this stream only)."""
+    def __init__(self, key: bytes, start: int = 0) -> None:
+        """Start at byte ``start`` of the stream of ``key`` (32 bytes; for this stream only)."""
         if len(key) != KEY_BYTES:
             raise ValueError(f"expected a key of {KEY_BYTES} bytes, got {len(key)}")
-        # CTR with a zero counter is safe because no key is ever used for a second stream.
-        self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        blocks, skipped = divmod(start, _BLOCK_BYTES)
+        # A counter that starts at zero is safe because no key is ever used for a second stream.
+        counter = modes.CTR(blocks.to_bytes(_BLOCK_BYTES, "big"))
+        self._cipher = Cipher(algorithms.AES256(key), counter).encryptor()
+        if skipped:
+            self._cipher.update(_ZEROS[:skipped])
+
+    def fill(self, words: npt.NDArray[W]) -> npt.NDArray[W]:
+        """Overwrite ``words`` (contiguous) with the next bytes of the stream and return it.
+
+        Words are little-endian. The lock of the interpreter is released meanwhile.
+        """
+        out = words.view(np.uint8).data
+        while len(out) > len(_ZEROS):
+            self._cipher.update_into(_ZEROS, out[: len(_ZEROS)])
+            out = out[len(_ZEROS) :]
+        self._cipher.update_into(_ZEROS[: len(out)], out)
+        return words
 
     def read(self, count: int) -> bytes:
         """Return the next ``count`` bytes."""
-        zeros = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
-        return self._cipher.update(zeros)
+        return self.fill(np.empty(count, dtype=np.uint8)).tobytes()
 
     def words16(self, count: int) -> npt.NDArray[np.uint16]:
         """Return (count,) little-endian 16-bit words."""
-        return np.frombuffer(self.read(2 * count), dtype="<u2")
+        return self.fill(np.empty(count, dtype="<u2"))
 
     def words32(self, count: int) -> npt.NDArray[np.uint32]:
         """Return (count,) little-endian 32-bit words."""
-        return np.frombuffer(self.read(4 * count), dtype="<u4")
+        return self.fill(np.empty(count, dtype="<u4"))
 
     def words64(self, count: int) -> npt.NDArray[np.uint64]:
         """Return (count,) little-endian 64-bit words."""
-        return np.frombuffer(self.read(8 * count), dtype="<u8")
-
-    def fill(self, words: npt.NDArray[np.uint64]) -> None:
-        """Overwrite contiguous (n,) ``words`` by the next n little-endian 64-bit words."""
-        zeros = memoryview(_ZEROS)[: words.nbytes]
-        self._cipher.update_into(
-            zeros if len(zeros) == words.nbytes else bytes(words.nbytes), words.view(np.uint8).data
-        )
-        if sys.byteorder == "big":
-            words.byteswap(inplace=True)
+        return self.fill(np.empty(count, dtype="<u8"))
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return (count,) multiples of 2^-53 in [0, 1), each from 53 bits of the stream."""

@@ -1,6 +1,7 @@
 """The MAC against known answers and the plain sum over Python integers."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,38 @@ def test_tau_is_the_plain_sum(kind: type, values: list[int], lanes: list[int]) -
 def test_tau_is_exact_at_the_extremes_over_many_blocks(fill: int) -> None:
     values = np.full(40_001, fill, np.int32)
     assert mac.tau(KEY, values, np.zeros(0, np.int64)) == plain(KEY, values.tolist())
+
+
+@pytest.mark.parametrize("fill", [-(2**63), 2**63 - 1, -1, 2**32])
+def test_tau_is_exact_for_lanes_at_the_extremes_over_many_blocks(fill: int) -> None:
+    lanes = np.full(5_001, fill, np.int64)
+    assert mac.tau(KEY, np.zeros(0, np.int32), lanes) == plain(KEY, lanes.tolist())
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.int64])
+def test_tau_of_random_values_is_the_plain_sum_over_many_blocks(kind: type) -> None:
+    edge = np.iinfo(kind)
+    draw = np.random.default_rng(5)
+    values = draw.integers(edge.min, edge.max, 50_001, dtype=kind, endpoint=True)
+    assert mac.tau(KEY, values, np.zeros(0, np.int64)) == plain(KEY, values.tolist())
+    # every other value: what is not contiguous
+    assert mac.tau(KEY, values[::2], np.zeros(0, np.int64)) == plain(KEY, values[::2].tolist())
+
+
+def test_float64_is_never_so_far_off_that_another_sum_would_fit() -> None:
+    roundings = (mac._BLOCK + 1) * Fraction(1, 2**53)
+    gamma = roundings / (1 - roundings)  # Higham 2002, section 3.1
+    assert gamma * mac._BLOCK * 2**32 * 2**61 < 2**63
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_products_are_exact_where_float64_is_furthest_off(sign: int) -> None:
+    # the largest numbers that are allowed, many of them odd: each product is rounded
+    draw = np.random.default_rng(6)
+    numbers = sign * (2**32 - draw.integers(0, 2**10, 20_000))
+    rho = mac.PRIME - draw.integers(0, 2**20, 20_000)
+    exact = sum(a * b for a, b in zip(numbers.tolist(), rho.tolist(), strict=True))
+    assert mac._products(numbers, rho) == exact
 
 
 def test_tau_of_nothing_is_zero() -> None:

@@ -1,10 +1,12 @@
 """Masked vectors against known answers, and masks that cancel."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from privacy import masking
@@ -76,6 +78,49 @@ def test_any_chunk_gives_the_same_bytes(bits: int, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("threads", [2, 3, 7, 50])
+@pytest.mark.parametrize(("values", "lanes"), [(0, 2), (1, 0), (999, 3), (4000, 0), (4001, 1)])
+def test_any_number_of_threads_gives_the_same_bytes(
+    bits: int, threads: int, values: int, lanes: int
+) -> None:
+    draw = np.random.default_rng(values)
+    shape = masking.Shape(values, lanes, 32 if bits == 32 else 16)
+    vector = draw.integers(-(2**15), 2**15, values).astype(np.int32)
+    lane = draw.integers(-(2**55), 2**55, lanes)
+    plain = masking.masked_payload(shape, vector, lane, 9, SELF[:2], SELF[2:])
+    chunk = 400  # bytes: several chunks a thread, and a last one that is not full
+    masked, digest = masked_into_its_place(shape, vector, lane, chunk, threads)
+    assert masked == plain.words.tobytes()
+    assert digest == hashlib.sha256(plain.words).digest()
+
+
+def masked_into_its_place(
+    shape: masking.Shape,
+    vector: npt.NDArray[np.int32],
+    lane: npt.NDArray[np.int64],
+    chunk: int,
+    threads: int,
+) -> tuple[bytes, bytes]:
+    """Mask into bytes that are there, hashing on the way."""
+    room, digest = bytearray(b"\xaa" * (shape.payload_bytes + 6)), hashlib.sha256()
+    with memoryview(room)[3:-3] as out:
+        masking.masked_payload(
+            shape,
+            vector,
+            lane,
+            9,
+            SELF[:2],
+            SELF[2:],
+            chunk,
+            threads=threads,
+            out=out,
+            digest=digest,
+        )
+    assert room[:3] == room[-3:] == b"\xaa" * 3
+    return bytes(room[3:-3]), digest.digest()
+
+
+@pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize(("values", "lanes"), [(0, 0), (0, 3), (1, 0), (131_073, 1), (200_001, 2)])
 def test_adding_and_subtracting_streams_gives_the_vector_back(
     bits: int, values: int, lanes: int
@@ -108,6 +153,16 @@ def test_another_shape_is_refused() -> None:
         masking.masked_payload(shape, np.zeros(4, np.int32), np.zeros(1, np.int64), 0, [], [])
     with pytest.raises(ValueError, match="expected"):
         masking.masked_payload(shape, np.zeros(3, np.int32), np.zeros(2, np.int64), 0, [], [])
+    with pytest.raises(ValueError, match="expected 28 bytes, got 27"):
+        masking.masked_payload(
+            shape,
+            np.zeros(3, np.int32),
+            np.zeros(1, np.int64),
+            0,
+            [],
+            [],
+            out=memoryview(bytearray(27)),
+        )
     with pytest.raises(ValueError, match="expected"):
         masking.read_payload(shape, bytes(shape.payload_bytes + 1))
     with pytest.raises(ValueError, match="expected"):

@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from privacy import keys, secagg_server, secagg_setup, secagg_site
+from privacy import keys, masking, secagg_server, secagg_setup, secagg_site
 from privacy.errors import ProtocolError
 from privacy.roster import Kind, Member, Plan, Roster
 from privacy.secagg_server import Coordinator, Opened, Run, RunningSum
@@ -202,6 +203,22 @@ def test_sums_of_any_size_are_exact_in_both_rings(bits: int, values: int, lanes:
     world = set_up(*people(4, values, lanes, bits))
     opened, _ = one_round(world, drops_of((4, 1, 4, 4)))
     assert_plain_sum(world, opened)
+
+
+def test_sites_with_several_threads_give_the_exact_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int) -> None:
+            asked.append(threads)
+            super().__init__(threads)
+
+    monkeypatch.setattr(masking, "ThreadPoolExecutor", Pool)
+    server, sites = people(3, 100_001, 3)
+    world = set_up(server, [replace(one, threads=one.index + 1) for one in sites])
+    opened, _ = one_round(world)
+    assert_plain_sum(world, opened)
+    assert asked == [2, 3]  # a site with one thread starts none
 
 
 def test_a_round_to_evaluate_sums_lanes_alone() -> None:

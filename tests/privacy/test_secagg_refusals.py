@@ -1031,6 +1031,11 @@ def test_a_roster_of_another_size_than_the_plan_is_refused() -> None:
         Site(PEOPLE[0], 0, replace(PLAN, n=5), ROSTER)
 
 
+def test_a_site_without_a_thread_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one thread, got 0"):
+        Site(PEOPLE[0], 0, PLAN, ROSTER, threads=0)
+
+
 @pytest.mark.parametrize("sizes", [(15, 32), (16, 31)])
 def test_a_run_id_or_ledger_head_of_another_length_is_refused(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="run id"):

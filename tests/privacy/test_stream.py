@@ -44,6 +44,26 @@ def test_a_long_read_is_many_short_ones(size: int) -> None:
     assert Stream(KEY).read(size) == b"".join(parts)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 100))
+def test_a_stream_entered_later_gives_the_bytes_of_that_place(start: int, count: int) -> None:
+    assert Stream(KEY, start).read(count) == Stream(KEY).read(start + count)[start:]
+
+
+@pytest.mark.parametrize("place", [2**32 - 1, 2**32 + 5])
+def test_the_counter_goes_beyond_32_bits(place: int) -> None:
+    one = Cipher(algorithms.AES256(KEY), modes.ECB()).encryptor()
+    expected = b"".join(one.update((place + k).to_bytes(16, "big")) for k in range(2))
+    assert Stream(KEY, 16 * place).read(32) == expected
+
+
+def test_filling_overwrites_the_words_and_no_others() -> None:
+    words = np.ones(12, dtype="<u4")
+    Stream(KEY).fill(words[2:9])
+    assert words[2:9].tolist() == Stream(KEY).words32(7).tolist()
+    assert words[[0, 1, 9, 10, 11]].tolist() == [1] * 5
+
+
 @pytest.mark.parametrize("bit", range(256))
 def test_every_bit_of_the_key_changes_the_stream(bit: int) -> None:
     other = bytearray(KEY)

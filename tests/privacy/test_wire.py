@@ -17,6 +17,7 @@ from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.wire import (
     Counter,
+    Draft,
     Header,
     bitmap,
     read,
@@ -232,3 +233,21 @@ def test_an_unknown_kind_of_round_is_refused(kind: int) -> None:
 def test_the_cohort_hash_is_the_known_one() -> None:
     mask_keys = {i: bytes.fromhex(key) for i, key in enumerate(KNOWN["mask_public"])}
     assert messages.cohort_hash(mask_keys).hex() == KNOWN["cohort_hash"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(message_of(7))
+def test_a_draft_becomes_the_bytes_that_write_would_give(one: tuple[Any, bytes]) -> None:
+    message, tail = one
+    draft = Draft(kind_of(7), len(tail))
+    draft.tail[:] = tail
+    assert draft.sign(message, ONE) == write(message, ONE, tail)
+
+
+def test_a_draft_is_not_signed_while_its_tail_can_still_change() -> None:
+    header = Header(7, bytes(16), Counter(1, 0), 3)
+    draft = Draft(kind_of(7), 8)
+    held = memoryview(draft.tail)
+    with pytest.raises(BufferError):
+        draft.sign(messages.Masked(header, bytes(32), 8, bytes(32)), ONE)
+    held.release()
