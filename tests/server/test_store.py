@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from privacy.errors import DataError
+from privacy.roster import Kind
+from privacy.wire import Counter
 from server.store import ServerStore
 
 
@@ -22,21 +24,36 @@ def again(store: ServerStore, path: Path) -> ServerStore:
     return ServerStore(path)
 
 
-def test_the_wanted_attempt_is_taken_when_it_is_new(path: Path) -> None:
-    assert ServerStore(path).take_attempt(3, 4) == 4
-
-
-@pytest.mark.parametrize(("wanted", "taken"), [(0, 5), (4, 5), (5, 5), (9, 9)])
-def test_an_attempt_is_never_taken_twice(path: Path, wanted: int, taken: int) -> None:
+def test_a_new_store_has_used_no_counter_and_given_no_order(path: Path) -> None:
     store = ServerStore(path)
-    store.take_attempt(3, 4)
-    assert again(store, path).take_attempt(3, wanted) == taken
+    assert (store.counter(), store.orders()) == (Counter(0, 0), {})
 
 
-def test_the_attempts_of_another_round_are_apart(path: Path) -> None:
+def test_the_last_counter_comes_back(path: Path) -> None:
     store = ServerStore(path)
-    store.take_attempt(3, 4)
-    assert again(store, path).take_attempt(2, 1) == 1
+    store.keep_counter(Counter(3, 4))
+    store.keep_counter(Counter(3, 5))
+    assert again(store, path).counter() == Counter(3, 5)
+
+
+FIRST, SECOND = (bytes([1]) * 32, Kind.TRAIN), (bytes([2]) * 32, Kind.EVALUATE)
+
+
+def test_the_last_orders_come_back_in_their_order_and_no_other(path: Path) -> None:
+    store = ServerStore(path)
+    store.keep_orders({(bytes(32), Kind.TRAIN): b"gone"})
+    store.keep_orders({SECOND: b"result", FIRST: b"another"})
+    assert list(again(store, path).orders().items()) == [(SECOND, b"result"), (FIRST, b"another")]
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_sum_that_is_taken_back_is_forgotten_with_its_order(path: Path, forget: bool) -> None:
+    store = ServerStore(path)
+    store.keep_attempt(b"attempt")
+    store.keep_orders({FIRST: b"result"}, forget_sum=forget)
+    store = again(store, path)
+    assert store.last_sum() == (None if forget else (b"attempt", None))
+    assert store.orders() == {FIRST: b"result"}
 
 
 def test_a_new_store_has_no_sum(path: Path) -> None:
@@ -64,20 +81,16 @@ def test_what_a_killed_process_kept_is_there(path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from server.store import ServerStore;"
         "store = ServerStore(Path(sys.argv[1])); store.keep_attempt(b'attempt');"
-        "store.take_attempt(2, 7); os.kill(os.getpid(), signal.SIGKILL)"
+        "from privacy.wire import Counter; store.keep_counter(Counter(2, 7));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     assert ServerStore(path).last_sum() == (b"attempt", None)
-    assert ServerStore(path).take_attempt(2, 0) == 8
-
-
-def test_two_processes_take_two_attempts(path: Path) -> None:
-    with_it, beside = ServerStore(path), ServerStore(path)
-    assert [store.take_attempt(1, 0) for store in (with_it, beside, with_it)] == [0, 1, 2]
+    assert ServerStore(path).counter() == Counter(2, 7)
 
 
 def test_only_the_owner_may_read_the_file(path: Path) -> None:
-    ServerStore(path).take_attempt(1, 0)
+    ServerStore(path).keep_counter(Counter(1, 0))
     for file in path.parent.iterdir():  # with the journal beside it
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
 
@@ -109,12 +122,14 @@ def test_a_write_that_fails_changes_nothing_and_the_store_goes_on(path: Path) ->
     assert again(store, path).last_sum() == (b"attempt", b"opened")
 
 
-def test_an_error_in_a_write_is_not_swallowed_and_nothing_is_kept(path: Path) -> None:
+def test_an_error_in_a_write_is_not_swallowed_and_nothing_of_it_is_kept(path: Path) -> None:
     store = ServerStore(path)
-    with pytest.raises(TypeError, match="a bug"), store._writing() as connection:
-        connection.execute("INSERT INTO attempts VALUES (1, 5)")
-        raise TypeError("a bug")
-    assert store.take_attempt(1, 0) == 0
+    store.keep_orders({FIRST: b"result"})
+    with pytest.raises(OverflowError):  # once the old orders are deleted
+        store.keep_orders({SECOND: 2**70})  # type: ignore[dict-item]
+    assert store.orders() == {FIRST: b"result"}
+    store.keep_orders({SECOND: b"another"})
+    assert again(store, path).orders() == {SECOND: b"another"}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,9 @@ def test_another_file_is_refused_by_name(path: Path, content: bytes) -> None:
 def test_a_closed_store_fails_by_name(path: Path) -> None:
     store = ServerStore(path)
     store.close()
-    for use in (lambda: store.take_attempt(1, 0), store.last_sum):
+    for use in (
+        *(lambda: store.keep_counter(Counter(1, 0)), lambda: store.keep_opened(b"opened")),
+        *(store.counter, store.orders, store.last_sum),
+    ):
         with pytest.raises(DataError, match="the store failed"):
             use()
