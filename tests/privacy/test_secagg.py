@@ -1,16 +1,17 @@
 """Whole runs of the protocol in memory: every pattern of drops gives the exact sum or an abort."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from privacy import keys, masking, secagg_server, secagg_setup, secagg_site
+from privacy import keys, mac, masking, secagg_server, secagg_setup, secagg_site
 from privacy.errors import ProtocolError
 from privacy.roster import Kind, Member, Plan, Roster
 from privacy.secagg_server import Coordinator, Opened, Run, RunningSum
@@ -33,6 +34,7 @@ class World:
     server: Coordinator
     run: Run
     grouped: dict[int, Grouped]
+    at_bound: int  # sign of vectors at the bound, or 0 for drawn ones
 
 
 def people(
@@ -61,7 +63,7 @@ def people(
     return Coordinator(boss, fixed, roster), sites
 
 
-def set_up(server: Coordinator, sites: list[Site]) -> World:
+def set_up(server: Coordinator, sites: list[Site], at_bound: int = 0) -> World:
     greeted, hellos = {}, []
     for site in sites:
         greeted[site.index], data = secagg_setup.hello(site, RUN, START)
@@ -73,7 +75,7 @@ def set_up(server: Coordinator, sites: list[Site]) -> World:
         parts.append((index, data))
     run, group_parts = secagg_server.relay(gathered, parts)
     grouped = {i: secagg_setup.group(phase, group_parts[i]) for i, phase in joined.items()}
-    return World(server, run, grouped)
+    return World(server, run, grouped, at_bound)
 
 
 def vector(
@@ -82,6 +84,12 @@ def vector(
     plan = world.server.plan
     shape, draw = plan.shape(kind), np.random.default_rng(site)
     bound = (2 ** (plan.ring_bits - 1) - 1) // plan.n
+    if world.at_bound:
+        lane = world.at_bound * mac.lane_bound(plan.n)
+        return (
+            np.full(shape.values, world.at_bound * bound, np.int32),
+            np.full(shape.lanes, lane, np.int64),
+        )
     values = draw.integers(-bound, bound, shape.values, endpoint=True).astype(np.int32)
     return values, draw.integers(-(2**55), 2**55, shape.lanes)
 
@@ -169,13 +177,15 @@ def assert_sum_or_abort(world: World, fate: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize(
     ("n", "drops_max", "sums"),
-    # t is 3, 3, 4: none, one and one may drop, at any of four exchanges
+    # t is 3, 3, 4, 5: none, one, one and one may drop, at any of four exchanges
     [
         (3, 3, 1),
         (4, 2, 17),
         (5, 2, 21),
+        (6, 2, 25),
         pytest.param(4, 4, 17, marks=pytest.mark.soak),
         pytest.param(5, 5, 21, marks=pytest.mark.soak),
+        pytest.param(6, 6, 25, marks=pytest.mark.soak),
     ],
 )
 def test_every_pattern_of_drops_gives_the_exact_sum_or_an_abort(
@@ -186,7 +196,12 @@ def test_every_pattern_of_drops_gives_the_exact_sum_or_an_abort(
 
 
 @pytest.mark.parametrize(
-    "ends", [(0,), (1,), (2,), (3,), (0, 1, 3), (1, 2, 3), (1, 1, 1), (0, 1, 2, 3)]
+    "ends",
+    [
+        *((0,), (1,), (2,), (3,)),
+        *((0, 1, 3), (0, 2, 3), (1, 2, 3), (1, 1, 1)),
+        *((0, 1, 2, 3), (0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3)),
+    ],
 )
 def test_twelve_sites_bear_three_drops_and_no_fourth(ends: tuple[int, ...]) -> None:
     world = set_up(*people(12))
@@ -194,6 +209,67 @@ def test_twelve_sites_bear_three_drops_and_no_fourth(ends: tuple[int, ...]) -> N
     for place, end in enumerate(ends):
         fate[(5 * place + 2) % 12] = end
     assert assert_sum_or_abort(world, tuple(fate)) == (len(ends) <= 3)
+
+
+def answers_of(world: World, there: Sequence[int]) -> dict[str, Any]:
+    """One attempt in which all sites answer everything and the server hears those of ``there``."""
+    started, begin = secagg_server.start_round(world.run, FIRST, Kind.TRAIN, MODEL)
+    expected = Expected(Kind.TRAIN, MODEL)
+    ready = {i: secagg_site.start(one, begin, expected, START) for i, one in world.grouped.items()}
+    formed = secagg_server.form_cohort(started, [(i, one[1]) for i, one in ready.items()])
+    masked = {
+        i: secagg_site.mask(secagg_site.admit(one, formed.message(i)), *vector(world, i))
+        for i, (one, _) in ready.items()
+    }
+    running = RunningSum(formed)
+    for i in there:
+        assert running.add(i, masked[i][1])
+    closed, told = secagg_server.close(running)
+    acks = {i: secagg_site.acknowledge(masked[i][0], told) for i in there}
+    agreed, ack_set = secagg_server.agree_survivors(closed, [(i, acks[i][1]) for i in there])
+    answers = {i: secagg_site.reveal(acks[i][0], ack_set) for i in there}
+    return {
+        "started": started, "ready": ready, "masked": masked, "running": running,
+        "closed": closed, "acks": acks, "agreed": agreed, "answers": answers,
+    }  # fmt: skip
+
+
+def test_of_twelve_sites_a_late_answer_changes_nothing() -> None:
+    """Site 5 is out of the sum; what it and others said comes once more at every later step."""
+    world = set_up(*people(12))
+    there = [site for site in range(12) if site != 5]
+    was = answers_of(world, there)
+    running, late = was["running"], was["masked"][5][1]
+    ready, ack, answer = was["ready"][5][1], was["acks"][3][1], was["answers"][3][1]
+    before = running.total.words.copy()
+    for data in (late, was["masked"][3][1], ready, ack, answer):
+        assert not running.add(5, data)
+        assert not running.add(3, data)
+    acks = [(i, one[1]) for i, one in was["acks"].items()]
+    agreed, _ = secagg_server.agree_survivors(was["closed"], [(5, late), (5, ready), *acks])
+    assert agreed.survivors == tuple(there)
+    assert set(agreed.refused) == {5}
+    answers = [(i, one[1]) for i, one in was["answers"].items()]
+    assert (running.total.words == before).all()
+    opened = secagg_server.open_sum(agreed, [(5, late), (5, ready), (3, ack), *answers])
+    assert opened.survivors == tuple(there)
+    assert_plain_sum(world, opened)
+    with pytest.raises(ValueError, match="not opened yet"):
+        secagg_server.open_sum(agreed, answers)
+    assert_plain_sum(world, opened)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("dropped", [4, 1], ids=["nobody drops", "one drops"])
+def test_all_sites_at_the_bound_are_summed_exactly(bits: int, sign: int, dropped: int) -> None:
+    world = set_up(*people(4, 7, 2, bits), at_bound=sign)
+    opened, sums = one_round(world, drops_of((4, dropped, 4, 4)))
+    bound, lane = (2 ** (bits - 1) - 1) // 4, mac.lane_bound(4)
+    count = len(opened.survivors)
+    assert opened.values.tolist() == [count * sign * bound] * 7
+    assert opened.lanes.tolist() == [count * sign * lane] * 2
+    assert all(one.values.tolist() == opened.values.tolist() for one in sums.values())
 
 
 @pytest.mark.parametrize("bits", [16, 32])

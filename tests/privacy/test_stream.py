@@ -13,15 +13,49 @@ from privacy.stream import KEY_BYTES, Stream, fresh_key
 KEY = bytes(range(32))
 
 
-def blocks(key: bytes, count: int) -> bytes:
-    """AES-256 of 0, 1, 2, ... as 128-bit big-endian numbers: counter mode by its definition."""
+def blocks(key: bytes, count: int, start: int = 0) -> bytes:
+    """AES-256 of start, start + 1, ... as 128-bit big-endian numbers: counter mode as defined."""
     cipher = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
-    return b"".join(cipher.update(number.to_bytes(16, "big")) for number in range(count))
+    numbers = range(start, start + count)
+    return b"".join(cipher.update(number.to_bytes(16, "big")) for number in numbers)
 
 
-def test_the_first_block_is_a_known_answer() -> None:
-    # AES-256 of the zero block under the zero key: FIPS 197 / NIST AESAVS, GFSbox-256.
-    assert Stream(bytes(32)).read(16).hex() == "dc95c078a2408989ad48a21492842087"
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        ("00" * 32, "dc95c078a2408989ad48a21492842087"),
+        ("80" + "00" * 31, "e35a6dcb19b201a01ebcfa8aa22b5759"),
+        ("c0" + "00" * 31, "b29169cdcf2d83e838125a12ee6aa400"),
+        ("f0" + "00" * 31, "1c777679d50037c79491a94da76a9a35"),
+        ("ff" * 32, "4bf85f1b5d54adbc307b0a048389adcb"),
+        (
+            "c47b0294dbbbee0fec4757f22ffeee3587ca4730c3d33b691df38bab076bc558",
+            "46f2fb342d6f0ab477476fc501242c5f",
+        ),
+        (
+            "28d46cffa158533194214a91e712fc2b45b518076675affd910edeca5f41ac64",
+            "4bf3b0a69aeb6657794f2901b1440ad4",
+        ),
+    ],
+)
+def test_the_first_block_is_nists_of_the_zero_block(key: str, first: str) -> None:
+    # NIST AESAVS, GFSbox (the zero key), VarKey256 and KeySbox256: AES-256 of the zero block.
+    assert Stream(bytes.fromhex(key)).read(16).hex() == first
+
+
+def test_the_definition_of_counter_mode_is_that_of_nist() -> None:
+    """SP 800-38A, F.5.5. Our streams start at zero and that one does not, so here is what the
+    next test compares a stream with."""
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    plain = bytes.fromhex(
+        "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51"
+        "30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710"
+    )
+    stream = blocks(key, 4, 0xF0F1F2F3F4F5F6F7F8F9FAFBFCFDFEFF)
+    assert bytes(p ^ s for p, s in zip(plain, stream, strict=True)).hex() == (
+        "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
+        "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
+    )
 
 
 @settings(max_examples=25, deadline=None)

@@ -197,6 +197,45 @@ def test_a_count_above_its_ceiling_is_refused_before_its_bytes(number: int, coun
         read(kind_of(number), head + struct.pack("<H", count) + bytes(64))
 
 
+HUNDRED = tuple(range(100))
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6, 8, 10, 11])
+def test_a_hundred_sites_are_written_and_read(number: int) -> None:
+    def entries(width: int) -> Any:
+        return records({site: bytes(width) for site in HUNDRED}, width)
+
+    def head(of: int, sender: int = 0xFFFF) -> Header:
+        return Header(of, bytes(16), Counter(1, 0), sender)
+
+    def every(of: int, tail: bytes = b"") -> Any:
+        kind = kind_of(of)
+        fields = {1: (*(bytes(32),) * 3, Counter(0, 0), bytes(32), bytes(32))}
+        fields[5] = (bytes(32), bytes(16), bytes(32), bytes(32), entries(64))
+        fields[9] = (bytes(32), HUNDRED)
+        return tuple(
+            read(kind, write(kind(head(of, site), *fields[of]), ONE, tail)) for site in HUNDRED
+        )
+
+    boxes = bytes(99 * (2 + messages.SHARES_BOX))
+    message = {
+        2: lambda: messages.RunRoster(head(2), every(1)),
+        3: lambda: messages.GroupPart(head(3), entries(messages.PART_BOX)),
+        4: lambda: messages.RoundStart(head(4), Kind.TRAIN, bytes(32), bytes(32), HUNDRED),
+        5: lambda: every(5, boxes)[99].message,
+        6: lambda: messages.Cohort(head(6), every(5, boxes)),
+        8: lambda: messages.Survivors(head(8), bytes(32), HUNDRED),
+        10: lambda: messages.AckSet(head(10), every(9)),
+        11: lambda: messages.Unmask(head(11), entries(32)),
+    }[number]()
+    tail = boxes if number in (5, 6) else b""
+    assert read(kind_of(number), write(message, ONE, tail)).body == message.body()
+
+
+def test_no_entries_are_read_as_none() -> None:
+    assert read_records(b"", 32).sites == ()
+
+
 def test_a_payload_length_beyond_the_message_is_refused() -> None:
     header = Header(7, bytes(16), Counter(1, 0), 3)
     message = messages.Masked(header, bytes(32), 2**63, bytes(32))

@@ -111,6 +111,29 @@ def test_the_sum_is_that_of_the_answers_one_by_one(
     assert any(any(vector) for vector in values)
 
 
+def test_an_exact_evaluation_gives_the_same_cells_masked_and_plain(
+    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
+) -> None:
+    cells = {}
+    for masking in ("none", "fsa1"):
+        study = toy_study(**{"aggregation.masking": masking})
+        first = start(study)
+        draw = np.random.default_rng(1)
+        now = State(2, draw.normal(size=first.model.shape), first.moments)  # evaluation is due
+        trainer = Trainer(study, planned_mechanism(study))
+        records = pool(study, gather(study, toy_csv))
+        federation = open_federation(study, records, trainer, tmp_path / masking, first, start=now)
+        order = Order("evaluate", 2, 0, federation.cohorts(2), state_bytes(now))
+        opened = federation.summation(federation.exchange, order)
+        federation.close()
+        assert opened.sites == ("site-001", "site-002", "site-003")
+        assert opened.values.size == 0
+        cells[masking] = opened.lanes
+    assert cells["none"].dtype == cells["fsa1"].dtype == np.int64
+    assert cells["fsa1"].tolist() == cells["none"].tolist()
+    assert cells["none"].sum() > len(records.held().targets)  # every record is in several cells
+
+
 def test_noise_is_drawn_anew_at_every_site_and_in_every_round(
     toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
 ) -> None:
