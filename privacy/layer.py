@@ -127,10 +127,12 @@ class LayerRule(ABC, Generic[Kind]):
         self._held = None
 
     def _arrived(self, call: Call, gradient: Tensor) -> None:
-        call.gradient = gradient
         if len(self._calls) == 1 and self._small(call.saved, gradient):
             self._held = self._gradients(call.read(), gradient)
             self._calls.clear()
+            call.saved = call.versions = ()  # the graph keeps the call until it ends
+        else:
+            call.gradient = gradient
 
     def _arrivals(self) -> list[tuple[Saved, Tensor]]:
         return [(call.read(), call.gradient) for call in self._calls if call.gradient is not None]
