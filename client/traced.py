@@ -63,7 +63,8 @@ def traced_gradient(
     """
     names = [name for name, _ in network.named_parameters()]
     values = [parameter.detach() for parameter in network.parameters()]
-    share = torch.full((len(targets),), 1.0 / len(targets))  # of each loss in their mean
+    count = len(targets)
+    share = torch.full((count,), 1.0 / count, device=targets.device)  # of each loss in their mean
 
     def function(
         inputs: torch.Tensor, targets: torch.Tensor, *values: torch.Tensor

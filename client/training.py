@@ -70,14 +70,15 @@ class Trainer:
     costs more than a small site's whole round.
     """
 
-    def __init__(self, study: Study, mechanism: Mechanism | None) -> None:
-        """Build the network; ``mechanism`` is None in mode none."""
+    def __init__(self, study: Study, mechanism: Mechanism | None, device: str = "cpu") -> None:
+        """Build the network on ``device`` (cpu, cuda); ``mechanism`` is None in mode none."""
         if isinstance(study.privacy, NoPrivacy) != (mechanism is None):
             raise ValueError("expected a mechanism exactly when the study is private")
         self._study = study
         self._kind = loss_kind(study.data)
         self._bounds = target_range(study.data)
-        self._network = build_network(study)
+        self._device = torch.device(device)
+        self._network = build_network(study).to(self._device)
         self._network.train()
         self._flat = flatten_in_place(self._network)
         self._views = views(self._flat, self._network)
@@ -87,6 +88,7 @@ class Trainer:
         self._private = (
             None if mechanism is None else PrivateStep(self._network, self._losses, mechanism)
         )
+        self._noised = torch.empty_like(self._flat) if mechanism is not None else None
         self._stochastic = getattr(study.model, "dropout", 0.0) > 0
         self._global: tuple[State, torch.Tensor] | None = None
 
@@ -99,6 +101,11 @@ class Trainer:
     def parameters(self) -> int:
         """Number of parameters P."""
         return self._flat.numel()
+
+    @property
+    def fallback(self) -> str:
+        """Why private steps are slow, in one line; empty when they are not, or not yet known."""
+        return "" if self._private is None else self._private.fallback
 
     def train(
         self, state: State, records: Tensors, keys: Keys, control: Vector32 | None = None
@@ -121,7 +128,7 @@ class Trainer:
             steps, loss, seen = self._plain_steps(records, keys, step, fused=drift is None)
         else:
             steps, loss, seen = self._private_steps(records, keys, step), 0.0, 0
-        change = (self._flat - start).numpy()
+        change = (self._flat - start).cpu().numpy()
         if control is None:
             return Update(change, None, loss, seen)
         # SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1, line 12, option II.
@@ -151,7 +158,9 @@ class Trainer:
         if self._mechanism is None or self._private is None:
             raise ValueError("expected a private study")
         self._flat.copy_(self._start(state))
-        batch = _sample(records, self._mechanism.sampling_rate, keys("sample", attempt))
+        batch = _sample(
+            records, self._mechanism.sampling_rate, keys("sample", attempt), self._device
+        )
         return self._private.fixed_point_sum(*batch, Stream(keys("dropout", attempt)), grid)
 
     def predict(self, state: State, inputs: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -163,14 +172,17 @@ class Trainer:
         self._flat.copy_(torch.from_numpy(state.released().astype(np.float32)))
         self._network.eval()
         with torch.no_grad():
-            pieces = [self._network(part) for part in torch.split(inputs, PREDICT_BATCH)]
+            pieces = [
+                self._network(part.to(self._device)) for part in torch.split(inputs, PREDICT_BATCH)
+            ]
         self._network.train()
-        return predictions(self._kind, torch.cat(pieces), self._bounds)
+        return predictions(self._kind, torch.cat(pieces).cpu(), self._bounds)
 
     def _start(self, state: State) -> torch.Tensor:
         # Virtual sites of one process receive the same state: convert it once.
         if self._global is None or self._global[0] is not state:
-            self._global = (state, torch.from_numpy(state.model.astype(np.float32)))
+            model = torch.from_numpy(state.model.astype(np.float32)).to(self._device)
+            self._global = (state, model)
         return self._global[1]
 
     def _drift(
@@ -181,7 +193,8 @@ class Trainer:
         proximal = aggregation.proximal if aggregation.strategy == "fedprox" else 0.0
         correction: torch.Tensor | None = None
         if control is not None:
-            correction = torch.from_numpy(state.moments["control"].astype(np.float32) - control)
+            difference = state.moments["control"].astype(np.float32) - control
+            correction = torch.from_numpy(difference).to(self._device)
         if not decay and not proximal and correction is None:
             return None
 
@@ -227,9 +240,10 @@ class Trainer:
         training = self._study.training
         fused = fused and training.optimizer == "sgd" and not training.momentum
         steps, seen = 0, 0
-        total = torch.zeros(())
+        total = torch.zeros((), device=self._device)
         for rows in _batches(self._study, len(records), keys):
-            inputs, targets = records.inputs[rows], records.targets[rows]
+            inputs = records.inputs[rows].to(self._device)
+            targets = records.targets[rows].to(self._device)
             gradients, batch_loss = self._gradient(inputs, targets)(self._views, inputs, targets)
             if fused:  # one call for all parameters, as torch.optim.SGD does it
                 torch._foreach_add_(self._views, gradients, alpha=-training.learning_rate)
@@ -259,8 +273,9 @@ class Trainer:
             raise ValueError("expected a private study")
         steps = self._study.training.local_steps or 1
         for number in range(steps):
-            batch = _sample(records, self._mechanism.sampling_rate, keys("sample", number))
-            step(self._private.gradient(*batch, keys("noise", number)))
+            rate, key = self._mechanism.sampling_rate, keys("sample", number)
+            batch = _sample(records, rate, key, self._device)
+            step(self._private.gradient(*batch, keys("noise", number), self._noised))
         return steps
 
     def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -268,7 +283,7 @@ class Trainer:
 
 
 def _sample(
-    records: Tensors, rate: float, key: bytes
+    records: Tensors, rate: float, key: bytes, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64] | None]:
     """Return inputs, targets and patients of a Poisson sample of the units."""
     units = records.patients
@@ -277,8 +292,8 @@ def _sample(
     rows = chosen if units is None else np.flatnonzero(np.isin(units, chosen))
     index = torch.from_numpy(rows)
     return (
-        records.inputs[index],
-        records.targets[index],
+        records.inputs[index].to(device),
+        records.targets[index].to(device),
         None if units is None else units[rows],
     )
 
@@ -321,4 +336,5 @@ def planned_mechanism(study: Study) -> Mechanism | None:
         sampling_rate=privacy.sampling_rate,
         expected_batch=privacy.expected_batch,
         unit=privacy.unit,
+        clipping=privacy.clipping,
     )

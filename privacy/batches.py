@@ -4,7 +4,6 @@ It clips nothing, sums over no two units and adds no noise. It chooses between r
 (``privacy.bookkeeping``) and, for layers that have none, Opacus' hooks (``privacy.persample``).
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.bookkeeping import BookkeepingCopy, GradientCopy, Layer
+from privacy.dropout import dropout_seed
 from privacy.rule import UncoveredError
 from privacy.sampling import IntArray
 from privacy.separation import Loss, expect_separate, refuse_mixing_layers, row_losses
@@ -86,7 +86,7 @@ class Batches:
         if not self._rows:
             self._rows = self._try_out(x, y)
         size = min(self._rows, _EXACT_ROWS) if exact else self._rows
-        with _dropout_seed(seed, x.device):
+        with dropout_seed(seed, x.device):
             if units is not None and (exact or np.unique(units).size < rows):
                 yield from self._patients(x, y, units, size, exact=exact)
             elif rows <= size and not exact:
@@ -132,12 +132,11 @@ class Batches:
 
     def _try_out(self, x: Tensor, y: Tensor) -> int:
         """Try whether records stay apart; return how many rows a physical batch has."""
-        with _dropout_seed(0, x.device):
-            try:
-                kept = 2 * expect_separate(self._copy, self._loss, x, y)  # values and gradients
-            except UncoveredError as error:
-                self._fall_back(error)
-                return self._try_out(x, y)
+        try:
+            kept = 2 * expect_separate(self._copy, self._loss, x, y)  # values and gradients
+        except UncoveredError as error:
+            self._fall_back(error)
+            return self._try_out(x, y)
         if self.fallback or self._per_patient:
             kept += 4 * sum(p.numel() for p in self._model.parameters())
         rows = max(1, _BATCH_BYTES // max(1, kept))
@@ -156,19 +155,3 @@ def _filled(x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return x and y with copies of their last row, up to ``size`` rows."""
     rows = torch.arange(size, device=x.device).clamp(max=x.shape[0] - 1)
     return x[rows], y[rows]
-
-
-@contextlib.contextmanager
-def _dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Start torch's generators, which nn.Dropout reads, at ``seed``; put them back afterwards."""
-    if device.type == "cuda":
-        with torch.random.fork_rng([device]):
-            torch.manual_seed(seed)
-            yield
-        return
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)

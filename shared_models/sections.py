@@ -108,6 +108,7 @@ class _Private(Section):
     noise_multiplier: float | None = Field(None, gt=0)
     delta: float = Field(gt=0, lt=1)
     clipping_norm: float = Field(gt=0)
+    clipping: Literal["flat", "layer", "automatic"] = "flat"  # the sensitivity is the same in each
     expected_batch: int = Field(ge=1)
 
     @model_validator(mode="after")

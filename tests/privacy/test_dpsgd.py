@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +15,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from privacy.bookkeeping import BookkeepingCopy, clear
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.errors import PrivacyError
+from privacy.persample import HookedCopy
 from privacy.sampling import poisson_sample
 from privacy.stream import Stream
 from tests.privacy.networks import (
@@ -28,6 +32,11 @@ from tests.privacy.networks import (
     naive_sum,
     squared_error,
 )
+
+UNCOVERED = {
+    "parameter_of_no_layer",
+    *(n for n in NETWORKS if "lstm" in n or n.startswith(("gru", "rnn"))),
+}
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -106,6 +115,76 @@ def test_the_callers_network_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert isinstance(model[0].layer, nn.LSTM)
+
+
+def test_the_result_is_written_where_it_is_wanted() -> None:
+    model, x, y = example("conv2d", 4)
+    step = PrivateStep(model, squared_error, Mechanism(1.0, 1.0, 0.5, 2.0))
+    out = torch.full((step.size,), math.nan)
+    assert step.gradient(x, y, None, KEY, out) is out
+    assert torch.equal(out, step.gradient(x, y, None, KEY))
+
+
+def test_a_large_batch_is_cut_by_what_its_rows_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = example("conv2d", 40)
+    whole = clipped(model, x, y, 1.0)
+    sizes: list[int] = []
+    network_class = type(model)
+    forward = network_class.forward
+    monkeypatch.setattr(
+        network_class, "forward", lambda self, x: (sizes.append(len(x)), forward(self, x))[1]
+    )
+    monkeypatch.setattr("privacy.batches._BATCH_BYTES", 1 << 16)
+    assert_close(clipped(model, x, y, 1.0), whole)
+    assert sizes[:3] == [2, 3, 3]  # the trial
+    assert sum(sizes[3:]) == 40
+    assert 1 < max(sizes[3:]) < 20
+
+
+def test_a_record_has_the_same_gradient_in_any_company() -> None:
+    """The float32 result of a row does not depend on what stands in the other rows."""
+    for name in NETWORKS:
+        model, x, y = example(name, 6)
+        copy_ = BookkeepingCopy(model) if name not in UNCOVERED else HookedCopy(model)
+        before = [
+            gradient[2].clone()
+            for layer in copy_.run(x, lambda outputs, y=y: squared_error(outputs, y).sum())
+            for gradient in layer.rule.per_sample(slice(None))
+        ]
+        clear(copy_.layers)
+        others = [0, 1, 3, 4, 5]
+        x[others], y[others] = x[others].flip(0), -3 * y[others]
+        after = [
+            gradient[2]
+            for layer in copy_.run(x, lambda outputs, y=y: squared_error(outputs, y).sum())
+            for gradient in layer.rule.per_sample(slice(None))
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), name
+
+
+# Layers without a rule
+
+
+def test_a_covered_network_has_no_fallback_and_imports_no_opacus() -> None:
+    code = (
+        "import sys, torch; from torch import nn;"
+        "from privacy.dpsgd import Mechanism, PrivateStep;"
+        "step = PrivateStep(nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(),"
+        " nn.Linear(32, 2)), lambda out, y: (out - y).square().sum(1), Mechanism(1, 1, 1, 1));"
+        "step.gradient(torch.randn(2, 1, 4, 4), torch.randn(2, 2), None, bytes(32));"
+        "assert step.fallback == '' and 'opacus' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_layer_without_a_rule_falls_back_in_one_line() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 2))
+    x, y = torch.randn(7, 6), torch.randn(7, 2)
+    step = PrivateStep(model, squared_error, Mechanism(0.5, 0.0, 0.5, 1.0))
+    assert "PReLU '1' has no rule" in step.fallback
+    assert "\n" not in step.fallback
+    assert_close(step.clipped_sum(x, y, None, Stream(KEY)), naive_sum(model, x, y, 0.5))
 
 
 # Records that are broken
@@ -369,3 +448,12 @@ def test_a_frozen_parameter_is_refused() -> None:
     model.bias.requires_grad_(False)
     with pytest.raises(ValueError, match="all require gradients"):
         PrivateStep(model, squared_error, Mechanism(1.0, 1.0, 0.5, 1.0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cuda_device_gives_the_same_sum(name: str) -> None:
+    model, x, y = example(name, 7)
+    expected = naive_sum(model, x, y, 1.0)
+    got = clipped(model.cuda(), x.cuda(), y.cuda(), 1.0)
+    assert float((got.cpu() - expected).norm()) <= 1e-4 * float(expected.norm())  # TF32 is off

@@ -46,6 +46,7 @@ unit = "record"
 epsilon = 4.0
 delta = 1e-5
 clipping_norm = 1.0
+clipping = "flat"
 sampling_rate = 0.05
 expected_batch = 16
 [aggregation]
@@ -476,6 +477,7 @@ OTHER: dict[str, object] = {
     "aggregation.ring_bits": 16,
     "aggregation.cohort": 4,
     "privacy.sampling_rate": 0.5,
+    "privacy.clipping": "layer",
     "evaluation.release": "exact",
     "evaluation.holdout": 0.25,
     "simulation.partition": "dirichlet:0.5",
