@@ -148,47 +148,29 @@ class RecurrentRule:
     @property
     def rows(self) -> int:
         """B of the recorded pass; 0 when the layer was not called or got no gradient."""
-        recorded = self._recorded()
-        return recorded[0].packing.sizes[0] if recorded else 0
+        recorded = any(trace.recorded for trace in self._traces)  # one is, all are
+        return self._traces[0].packing.sizes[0] if recorded else 0
 
     def norms_squared(self) -> Tensor:
         """Return (B,) float64 squared norms of the samples' gradients of all parameters."""
-        return torch.stack([trace.norms_squared() for trace in self._recorded()]).sum(0)
+        return torch.stack([trace.norms_squared() for trace in self._traces]).sum(0)
 
     def drop(self, broken: Tensor) -> None:
         """Let the (B,) bool samples ``broken`` count as zero from here on."""
-        for trace in self._recorded():
+        for trace in self._traces:
             trace.drop(broken)
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """Return per parameter the sum over samples b of weights[b] x gradient[b]; (B,) weights."""
-        sums = []
-        for trace, names in zip(self._traces, self._names, strict=True):
-            if trace.recorded:
-                sums += trace.weighted_sum(weights)
-            else:
-                sums += [torch.zeros_like(getattr(self._layer, name)) for name in names]
-        return sums
+        return [part for trace in self._traces for part in trace.weighted_sum(weights)]
 
     def per_sample(self, rows: slice) -> list[Tensor]:
         """Return per parameter the (b, *shape) gradients of the samples ``rows``."""
-        count = len(range(*rows.indices(self.rows)))
-        gradients = []
-        for trace, names in zip(self._traces, self._names, strict=True):
-            if trace.recorded:
-                gradients += trace.per_sample(rows)
-            else:
-                weights = [getattr(self._layer, name) for name in names]
-                gradients += [w.new_zeros(count, *w.shape) for w in weights]
-        return gradients
+        return [part for trace in self._traces for part in trace.per_sample(rows)]
 
     def clear(self) -> None:
         """Forget the pass."""
         self._traces = []
-
-    def _recorded(self) -> list[Trace]:
-        """Return the traces of the layers and directions that got a gradient."""
-        return [trace for trace in self._traces if trace.recorded]
 
 
 class _Context(FunctionCtx):
@@ -229,7 +211,7 @@ class _Walked(torch.autograd.Function):
         cell.forward(walk)
         ctx.trace, ctx.reversal = trace, reversal
         ctx.save_for_backward(rows, h0, c0, gates, out, cells, *weights[:2])
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # what no loss reads needs no zeros
         last = walk.last(cells) if cell.remembers else torch.empty_like(c0)
         return out if reversal is None else out[reversal], walk.last(out), last
 

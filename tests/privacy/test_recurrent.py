@@ -286,13 +286,14 @@ def test_first_states_may_be_learned_and_losses_plain_sums(kind: str) -> None:
     assert float(error.norm()) <= 1e-5 * float(expected.norm())
 
 
+@pytest.mark.parametrize("broken_part", ["x", "by_output"])
 @pytest.mark.parametrize("packed", ["", "unsorted"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_broken_record_can_be_dropped(way: str, kind: str, packed: str) -> None:
+def test_a_broken_record_can_be_dropped(way: str, kind: str, packed: str, broken_part: str) -> None:
     lengths = [2, 5, 4, 5, 1, 3, 5] if packed else [STEPS] * 7
     case = Case(make(kind, 2, True), lengths)
     whole, _ = private(case, packed)
-    case.by_output[3, 2] = torch.nan  # a loss without a value
+    getattr(case, broken_part)[3, 2] = torch.nan  # an input, or a loss, without a value
     rule, _ = private(case, packed)
     broken = ~rule.norms_squared().isfinite()
     assert broken.tolist() == [row == 3 for row in range(7)]
@@ -467,6 +468,10 @@ def test_wrong_shapes_are_errors(shape: tuple[int, ...], states: tuple[int, ...]
         h = None if states is None else torch.zeros(states)
         with pytest.raises((ValueError, RuntimeError), match=r"[Ee]xpected"):
             rule.forward(torch.ones(shape), (h, h) if h is not None and kind == "LSTM" else h)
+        if shape[2] != FEATURES:
+            packed = pack_padded_sequence(torch.ones(shape), torch.tensor([3, 2]), True)
+            with pytest.raises(RuntimeError, match="must be equal to input_size"):
+                rule.forward(packed)
         with pytest.raises(ValueError, match="expected a pair"):
             rule.forward(
                 torch.ones(2, 3, FEATURES),
