@@ -49,7 +49,7 @@ from google.protobuf.message import DecodeError
 from client.channel import Address, Channel, Reply
 from privacy import keyfile
 from privacy.errors import AbsentError, DataError
-from shared_models.transport import PAYLOAD, RECORD, WAIT_HEADER, WAIT_S_MAX
+from shared_models.transport import ENVELOPE_BYTES, PAYLOAD, RECORD, WAIT_HEADER, WAIT_S_MAX
 
 PULL, PUSH, BEAT = (
     f"/v1/fleet/{name}" for name in ("pull-messages", "push-messages", "send-node-heartbeat")
@@ -61,7 +61,6 @@ LAST_S = 10.0  # for the answer that is ready when the program is told to stop
 WAIT_FIRST_S, WAIT_MOST_S = 0.5, 15.0  # before the first and between later attempts to reconnect
 LIFETIME_S = 86400.0
 FAST_S, SLOW_S = 4.0, 275.0  # what the server allows a clock, less what a Date header tells ill
-ENVELOPE_BYTES = 4096  # what a message has around its payload
 REFUSED, BUG = 2, 1  # of the exit codes of privacy.errors
 _LOG = logging.getLogger("fedward.site")
 _DRAW = random.SystemRandom()

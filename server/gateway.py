@@ -7,6 +7,7 @@ its signature before its body is read, and Flower sees none of a site's bytes bu
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.hub import Hub
 from server.listener import Door, Listener
 from server.superlink import BEAT, PULL, PUSH, SIGNED, RefusedError
-from shared_models.transport import WAIT_HEADER, WAIT_S_MAX
+from shared_models.transport import ENVELOPE_BYTES, WAIT_HEADER, WAIT_S_MAX
 
-ENVELOPE_BYTES = 4096  # what an answer has around its payload, and all of a pull or heartbeat
 EXTRA_BYTES = 65536  # of a request to an extra app
 EXTRA_AT_ONCE = 8  # of those: anybody may make them
 PIECE_S = 20.0  # longest wait for the next bytes of a body, or until some more are taken
 BODY_S = 600.0  # for all of a site's body
 STRANGER_S = 10.0  # for all of a body that nobody signed
 PIECE = 1 << 18
+_LOG = logging.getLogger("fedward.server")
 WAITERS_MAX = 1000
 _PASSED = frozenset({*SIGNED, b"content-type"})  # the headers that Flower sees
 
@@ -64,6 +65,10 @@ class Gateway:
             status, body = error.status, b""
         except TimeoutError:
             status, body = 408, b""
+        except Exception as bug:  # the outermost loop: a full disk, or a fault
+            _LOG.error("a request could not be answered: %s", type(bug).__name__)
+            _LOG.debug("it was", exc_info=bug)
+            status, body = 500, b""
         await _respond(send, status, body)
 
     def wake(self, node: int) -> None:

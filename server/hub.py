@@ -241,7 +241,7 @@ class Hub:
     def check(self, node: int, path: str, body: bytes) -> None:
         """Refuse (403) a pull or heartbeat in another node's name."""
         if read_node(path, body) != node:
-            raise RefusedError(403)
+            raise self._theft(node)
 
     def pending(self, node: int) -> bool:
         """Say whether there is something to tell the node: a message, or that it was revoked."""
@@ -264,20 +264,20 @@ class Hub:
         """
         pushed = read_push(body)
         if pushed.nodes != {node}:
-            raise RefusedError(403)
+            raise self._theft(node)
         with self._lock:
             question = self._questions.get(pushed.question)
         if question is None:
             raise RefusedError(410)
         if question.sent.node != node:
-            raise RefusedError(403)
+            raise self._theft(node)
         if question.answered:
             return None
         code = 0
         if pushed.payload is None:
             code = pushed.code if pushed.code in CODES else 1
         answer = _Answer(pushed.question, pushed.payload, code)
-        return Reply(write_push(question.sent, code), question, answer)
+        return Reply(write_push(question.sent), question, answer)
 
     def _open(self, node: int) -> _Question | None:
         with self._lock:
@@ -287,6 +287,11 @@ class Hub:
                 if question.sent.node == node and not question.answered
             )
             return next(mine, None)
+
+    def _theft(self, node: int) -> RefusedError:
+        """Tell the log who spoke in another's name: no program of ours does that."""
+        _LOG.warning("node %d spoke in another's name and was refused", node)
+        return RefusedError(403)
 
     def _wake_up(self, node: int) -> None:
         if self._wake is not None:

@@ -38,7 +38,6 @@ from flwr.common.constant import (
     SubStatus,
 )
 from flwr.common.serde import message_from_proto
-from flwr.proto.error_pb2 import Error
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
@@ -356,8 +355,8 @@ def write_pull(sent: Envelope, payload: bytes) -> bytes:
     return bytes(response.SerializeToString())
 
 
-def write_push(sent: Envelope, code: int) -> bytes:
-    """Return an answer's push as Flower gets it, without payload; no byte of it is the site's."""
+def write_push(sent: Envelope) -> bytes:
+    """Return a push as Flower gets it, an empty answer: no byte of it is the site's."""
     present = now().timestamp()
     reply = Message(
         metadata=Metadata(
@@ -370,8 +369,7 @@ def write_push(sent: Envelope, code: int) -> bytes:
             message_type=sent.kind,
             created_at=present,
         ),
-        content=None if code else RecordDict(),
-        error=Error(code=code, reason="refused") if code else None,
+        content=RecordDict(),
     )
     request = PushMessagesRequest(
         node=Node(node_id=sent.node),
@@ -415,8 +413,8 @@ def _parse(kind: type[_Request], body: bytes) -> _Request:
 def _app(database: Path | None) -> FastAPI:
     """Return the SuperLink's app. What is not needed for a request is never started.
 
-    It is made on memory and then given its state: otherwise its objects would be in the database
-    too.
+    It is made on memory and then given its state: otherwise its objects, which are empty here,
+    would cost statements of SQL too.
     """
     config = SuperLinkLifespanConfig(
         database=FLWR_IN_MEMORY_DB_NAME,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 RECORD, PAYLOAD = "fedward", "payload"  # the one record of a message and its one value
 
+ENVELOPE_BYTES = 4096  # what a message has around its payload, and all of one without
+
 # A site says with it for how many seconds its pull may wait for a message to come.
 WAIT_HEADER = "fedward-wait"
 WAIT_S_MAX = 20  # below the half minute after which middle boxes cut a silent connection

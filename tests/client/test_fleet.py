@@ -196,6 +196,29 @@ def test_a_strange_lifetime_does_no_harm(serve: Serve, ttl: float) -> None:
     assert len(answers(serve([message(ttl=ttl), NOTHING], [TAKEN]))) == 1
 
 
+def test_a_pull_that_waits_is_cut_when_the_site_is_told_to_stop(
+    key: NodeKey, authority: bytes, tmp_path: Path
+) -> None:
+    cut = threading.Event()
+
+    class Waiting(Line):
+        def post(self, path: str, *rest: object) -> Reply:  # type: ignore[override]
+            if path == PULL:
+                self.stop.set()
+                assert cut.wait(30)
+                raise LOST
+            return NOTHING
+
+        def end(self) -> None:
+            cut.set()
+
+    stop = threading.Event()
+    fleet = Fleet(Address("127.0.0.1", 1, authority), key, NODE, 1000, tmp_path)
+    fleet._channel, fleet._pulse = Waiting(stop, []), Line(stop, [])
+    fleet.serve(make_app(["echo"], lambda kind, node, payload: payload), ["echo"], stop)
+    assert cut.is_set()
+
+
 def test_a_fault_of_the_app_travels_as_a_number_alone(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:

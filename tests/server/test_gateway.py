@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
@@ -11,10 +12,11 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import ConfigRecord, ConfigRecordValue, RecordDict
 from starlette.types import Receive, Scope, Send
 
-from client.fleet import PULL, PUSH, NodeKey, create_key
+from client.fleet import BEAT, PULL, PUSH, NodeKey, create_key
 from server import gateway as module
 from server.gateway import Gateway
 from server.hub import Hub
+from shared_models.transport import ENVELOPE_BYTES
 
 PAYLOAD_BYTES = 100_000
 FOREVER = 15.0  # nothing here takes so long, unless it hangs
@@ -39,6 +41,7 @@ def node(hub: Hub, key: NodeKey) -> int:
 
 @pytest.fixture
 def gateway(hub: Hub) -> Gateway:
+    hub.listen(None)  # or it would wake the loop of the test before
     return Gateway(hub, PAYLOAD_BYTES)
 
 
@@ -191,7 +194,7 @@ def test_a_pull_of_a_node_that_is_revoked_meanwhile_is_refused(
         waiting = asyncio.create_task(ask(gateway, PULL, headers, body(pull(node))))
         await asyncio.sleep(0.2)
         await asyncio.to_thread(hub.expel, node)
-        assert (await waiting)[0] == 401
+        assert (await asyncio.wait_for(waiting, 7.0))[0] == 401  # half of what it wanted to wait
 
     asyncio.run(run())
 
@@ -200,6 +203,7 @@ def test_a_pull_of_a_node_that_is_revoked_meanwhile_is_refused(
 def test_a_body_that_comes_too_slowly_is_refused(
     hub: Hub, key: NodeKey, node: int, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
+    monkeypatch.setattr(module, "STRANGER_S", 100.0)
     monkeypatch.setattr(module, which, 0.2)
     gateway = Gateway(hub, PAYLOAD_BYTES, {"/enrol": never_called})
 
@@ -258,7 +262,7 @@ def test_the_ceiling_is_the_payload_and_its_envelope(
         pieces = [b"\0" * min(65536, size - start) for start in range(0, size, 65536)]
         return asyncio.run(ask(gateway, PUSH, headers, body(*pieces)))[0]
 
-    largest = PAYLOAD_BYTES + module.ENVELOPE_BYTES
+    largest = PAYLOAD_BYTES + ENVELOPE_BYTES
     for declared in (True, False):
         assert status(largest, declared) == 400  # it is read, and is no message
         assert status(largest + 1, declared) == 413
@@ -367,6 +371,61 @@ def test_a_code_outside_the_list_is_a_fault(
         assert asked.refused == [("ash", "echo", 1)]
 
     asyncio.run(run())
+
+
+def test_an_answer_in_anothers_name_is_refused_even_to_ones_own_question(
+    hub: Hub, gateway: Gateway, key: NodeKey, node: int
+) -> None:
+    async def run() -> None:
+        asked = Asked(hub, gateway, node)
+        headers = {**key.headers(), "fedward-wait": "14"}
+        _, reply = await ask(gateway, PULL, headers, body(pull(node)))
+        right = push(node, question_of(reply))
+        for change in ("node", "source"):
+            wrong = PushMessagesRequest.FromString(right)
+            if change == "node":
+                wrong.node.node_id = node + 1
+            else:
+                wrong.messages_list[0].metadata.src_node_id = node + 1
+            told = body(wrong.SerializeToString())
+            assert (await ask(gateway, PUSH, key.headers(), told))[0] == 403
+        assert (await ask(gateway, PUSH, key.headers(), body(right)))[0] == 200
+        await asked.answers
+
+    asyncio.run(run())
+
+
+def test_a_site_cannot_fill_the_memory_with_one_answer_many_times(
+    hub: Hub, gateway: Gateway, key: NodeKey, node: int, tmp_path: Path
+) -> None:
+    """The exchange goes on, for another site has not answered: the second one is not kept."""
+    other = hub.admit(create_key(tmp_path / "key" / "other.key").public)
+    held: SimpleQueue[object] = SimpleQueue()
+    asked = hub._ask("echo", {"ash": b"", "elm": b""}, {"ash": node, "elm": other}, 5.0, held)  # type: ignore[arg-type]
+    name = next(one.sent.name for one in asked if one.sent.node == node)
+    for _ in range(3):
+        assert asyncio.run(ask(gateway, PUSH, key.headers(), body(push(node, name))))[0] == 200
+    assert held.qsize() == 1
+    hub._forget(asked)
+
+
+def test_a_fault_of_flower_is_one_line(
+    hub: Hub,
+    gateway: Gateway,
+    key: NodeKey,
+    node: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise OSError("database or disk is full")
+
+    monkeypatch.setattr(hub._link, "app", broken)
+    beat = asyncio.run(ask(gateway, BEAT, key.headers(), body(pull(node))))
+    assert beat == (500, b"")
+    assert [r.message for r in caplog.records if r.levelname == "ERROR"] == [
+        "a request could not be answered: OSError"
+    ]
 
 
 def test_an_answer_that_flower_refuses_is_not_believed(

@@ -516,7 +516,7 @@ def test_the_stock_app_would_have_taken_the_forged_answer(tmp_path: Path) -> Non
     sent = hub._link.send("echo", [victim], S)
     from server.superlink import write_push
 
-    forged = PushMessagesRequest.FromString(write_push(sent[0], 0))
+    forged = PushMessagesRequest.FromString(write_push(sent[0]))
     forged.node.node_id = thief
     body = forged.SerializeToString()
     assert request(stock, PUSH, body, keys[1].headers())[0] == 200
