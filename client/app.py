@@ -4,17 +4,21 @@ All that a site decides is elsewhere; this file only knows how Flower carries it
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported: it phones nobody
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from privacy.errors import FedwardError
+from shared_models.transport import PAYLOAD, RECORD
 
 # answer(kind, node id, message) -> reply; raises FedwardError to refuse.
 Answer = Callable[[str, int, bytes], bytes]
 
-RECORD, PAYLOAD = "fedward", "payload"
 _LOG = logging.getLogger("fedward.site")
 
 

@@ -3,14 +3,17 @@
 It reads no payload; a refused or missing answer is simply not among the answers.
 """
 
+import os
 from collections.abc import Iterator, Mapping
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported: it phones nobody
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.rounds import Exchange
-
-RECORD, PAYLOAD = "fedward", "payload"
+from shared_models.transport import PAYLOAD, RECORD
 
 
 def make_exchange(grid: Grid, nodes: Mapping[str, int]) -> Exchange:

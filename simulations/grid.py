@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import PAYLOAD, RECORD
+from shared_models.transport import PAYLOAD, RECORD
 
 RUN_ID, SERVER_NODE = 1, 0
 OK, BUG = b"ok", b"bug"  # what may stand after an empty frame, besides an error's code

@@ -15,7 +15,14 @@ ALLOWED = {
     "simulations": {"privacy", "shared_models", "client", "server", "simulations"},
 }
 HOMES = {
-    "flwr": {"server/app.py", "client/app.py", "simulations/grid.py"},
+    "flwr": {
+        "server/app.py",
+        "server/superlink.py",
+        "client/app.py",
+        "client/fleet.py",
+        "simulations/grid.py",
+    },
+    "uvicorn": {"server/listener.py"},
     "opacus": {"privacy/persample.py"},
 }
 NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
