@@ -9,11 +9,10 @@ from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.secagg_site import Sums
 from privacy.wire import Counter
-from shared_models.lanes import is_trusting
 from shared_models.messages import Directions, read_directions
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import State, read_state, state_bytes, state_hash
-from shared_models.study import Study
+from shared_models.study import Study, is_trusting
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from privacy.chain import Row
 from privacy.errors import DataError, PrivacyError
 from privacy.ledger import Ledger
 from shared_models.contract import Section
-from shared_models.lanes import is_exact, is_trusting
 from shared_models.sections import NoPrivacy
-from shared_models.study import Study
+from shared_models.study import Study, is_exact, is_trusting
 
 POLICY_BYTES_MAX = 1 << 16
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from privacy.ring_noise import TOTAL_VARIATION_MAX, ring_noise
 from privacy.stream import Stream
 
-SHARE_MIN = 512  # steps, of one share's deviation: 100 would do for the sum, this for its slack
+SHARE_MIN = 1 << 12  # steps, of a share's deviation: 100 would do for the sum, this for its slack
 EXPONENT_MAX = 20
 
 Lanes = npt.NDArray[np.int64]

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
-from shared_models.lanes import is_trusting, training_loss
+from shared_models.lanes import training_loss
 from shared_models.release import released_figures
 from shared_models.sections import NoPrivacy
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import state_bytes, state_hash
-from shared_models.study import Study
+from shared_models.study import Study, is_trusting
 
 _LOG = logging.getLogger("fedward.server")
 

@@ -12,7 +12,7 @@ from shared_models.cells import cell_names
 from shared_models.inputs import loss_kind
 from shared_models.noised_cells import noised_cell_names
 from shared_models.sections import NoPrivacy
-from shared_models.study import Study
+from shared_models.study import Study, is_exact
 
 Lanes = npt.NDArray[np.int64]
 
@@ -25,16 +25,6 @@ LOSS_MAX = float(1 << 33)  # of a site, summed; 2^53 in steps: each of 100 sites
 def train_lanes(study: Study) -> tuple[str, ...]:
     """Return the names of a training round's lanes: () under privacy."""
     return TRAIN_LANES if isinstance(study.privacy, NoPrivacy) else ()
-
-
-def is_exact(study: Study) -> bool:
-    """Say whether evaluations are released without noise: always so in mode none."""
-    return isinstance(study.privacy, NoPrivacy) or study.evaluation.release == "exact"
-
-
-def is_trusting(study: Study) -> bool:
-    """Say whether held-out records are protected by summing alone, in a study with privacy."""
-    return is_exact(study) and not isinstance(study.privacy, NoPrivacy)
 
 
 def evaluate_lanes(study: Study) -> tuple[str, ...]:

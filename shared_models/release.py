@@ -14,12 +14,12 @@ from privacy.cell_noise import CellNoise, fit_cells
 from privacy.errors import StudyError
 from privacy.ring_accounting import RESERVED, covers
 from shared_models.inputs import loss_kind
-from shared_models.lanes import evaluate_lanes, is_exact
+from shared_models.lanes import evaluate_lanes
 from shared_models.metrics import Figure, metrics_from_cells
 from shared_models.noised_cells import cell_sensitivity, metrics_from_noised_cells
 from shared_models.ring import shares_of
 from shared_models.sections import DistributedPrivacy, NoPrivacy
-from shared_models.study import Study
+from shared_models.study import Study, is_exact
 from shared_models.tasks import target_range
 
 

@@ -178,6 +178,16 @@ class Study(Section):
         return self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
 
 
+def is_exact(study: Study) -> bool:
+    """Say whether evaluations are released without noise: always so in mode none."""
+    return isinstance(study.privacy, NoPrivacy) or study.evaluation.release == "exact"
+
+
+def is_trusting(study: Study) -> bool:
+    """Say whether held-out records are protected by summing alone, in a study with privacy."""
+    return is_exact(study) and not isinstance(study.privacy, NoPrivacy)
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply ``KEY=VALUE`` overrides, such as ``privacy.epsilon=2``.
 

@@ -70,4 +70,4 @@ def test_cells_of_another_length_are_refused() -> None:
 
 def test_what_is_left_of_delta_is_told() -> None:
     noise: CellNoise = fit_cells(1.0, 1.0, 100, 100, 1)
-    assert 0 < noise.slack < 1e-12
+    assert 0 < noise.slack < 1e-15

@@ -17,7 +17,6 @@ from shared_models.lanes import (
     WEIGHT_SCALE,
     count_training,
     evaluate_lanes,
-    is_trusting,
     site_weight,
     total_weight,
     train_lanes,
@@ -25,7 +24,7 @@ from shared_models.lanes import (
 )
 from shared_models.noised_cells import noised_cell_names
 from shared_models.sections import Evaluation
-from shared_models.study import Study, parse_study
+from shared_models.study import Study, is_trusting, parse_study
 
 PRIVATE = {
     "mode": "local",

@@ -121,7 +121,7 @@ def test_the_scale_of_mode_distributed_is_that_of_its_ring() -> None:
 
 def test_a_distributed_study_without_room_has_no_plan() -> None:
     with pytest.raises(StudyError, match="expected room for"):
-        read(study({**DISTRIBUTED, "records_max": 10**9}))
+        read(study({**DISTRIBUTED, "records_max": 10**9, "delta": 1e-12}))
 
 
 def test_a_value_bound_without_a_finite_scale_is_refused() -> None:

@@ -117,7 +117,7 @@ def test_thresholds_that_do_not_fit_the_sites_are_refused(privacy: dict[str, obj
 
 def test_a_study_without_room_is_refused() -> None:
     with pytest.raises(StudyError, match="expected room for 5000000000 records"):
-        ring_of(study(records_max=10**9), 5, 33)
+        ring_of(study(records_max=10**9, delta=1e-12), 5, 33)
 
 
 def test_a_share_of_the_noise_below_a_hundred_steps_is_refused() -> None:
