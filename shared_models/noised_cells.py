@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.cell_noise import CellNoise
-from privacy.noise import gaussian
 from privacy.stream import Stream
 from shared_models.cells import (
     Cells,
@@ -148,6 +147,8 @@ def metrics_from_noised_cells(
     whole = _projected(kind, classes, counts)
     figures = _class_metrics(kind, classes, whole)
     stream = Stream(hashlib.sha256(cells.astype("<i8").tobytes()).digest())  # public: no secret
+    from privacy.noise import gaussian  # torch comes with it, and lanes are asked by every program
+
     drawn = (whole + deviation * gaussian(len(whole), stream) for _ in range(_DRAWS))
     again = [_class_metrics(kind, classes, _projected(kind, classes, one)) for one in drawn]
     return {

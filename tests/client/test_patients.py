@@ -81,7 +81,7 @@ def study(unit: str) -> Study:
             "privacy": {
                 "mode": "local",
                 "unit": unit,
-                "noise_multiplier": 3.0,
+                "noise_multiplier": 6.0,
                 "delta": 1e-5,
                 "clipping_norm": BOUND,
                 "sampling_rate": 0.5,

@@ -25,7 +25,7 @@ POLICY = """
 dataset = "ward"
 [ceilings.ward]
 unit = "record"
-epsilon = 1.0
+epsilon = 2.0
 delta = 1e-5
 """
 
