@@ -277,6 +277,31 @@ def test_a_signature_over_anything_else_is_refused(part: int) -> None:
     assert not keys.verify(*claim)  # the remembered verdict
 
 
+def test_an_equal_claim_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual sites of one process are sent the same signed bytes, each of them."""
+    asked: list[bytes] = []
+
+    def verify(public: bytes, signature: bytes, message: bytes) -> bool:
+        asked.append(message)
+        return True
+
+    monkeypatch.setattr(keys, "_verify", verify)
+    assert all(keys.verify(bytes(32), b"header", b"once", bytes(64)) for _ in range(3))
+    assert asked == [b"FSA1-sigheaderonce"]
+
+
+@pytest.mark.parametrize("public", [b"", bytes(31), bytes(33)])
+def test_what_is_no_key_signed_nothing(public: bytes) -> None:
+    assert not keys.verify(public, bytes(32), b"body", bytes(64))
+
+
+def test_the_remembered_verdict_of_a_key_is_not_that_of_a_longer_one() -> None:
+    one = keys.identity(RFC_8032_SEED)
+    signature = one.sign(bytes(32), b"body")
+    assert keys.verify(one.public, bytes(32), b"body", signature)
+    assert not keys.verify(one.public + b"\0", bytes(32), b"body", signature)
+
+
 @pytest.mark.parametrize(
     "point",
     [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from privacy.errors import StudyError
 from privacy.keys import verify
-from privacy.roster import Member, Plan, Roster, colluders_max, is_signing_key, threshold
+from privacy.roster import Kind, Member, Plan, Roster, colluders_max, is_signing_key, threshold
 
 P = 2**255 - 19
 
@@ -77,6 +77,13 @@ def test_a_number_outside_its_range_is_refused_by_name(numbers: dict[str, int], 
 def test_a_ring_of_another_width_is_refused() -> None:
     with pytest.raises(StudyError, match="ring_bits"):
         plan(ring_bits=64)
+
+
+@pytest.mark.parametrize("name", ["values", "train_lanes", "evaluate_lanes"])
+def test_a_vector_of_less_than_nothing_is_the_callers_bug(name: str) -> None:
+    assert plan(**{name: 0}).shape(Kind.EVALUATE).values == 0
+    with pytest.raises(ValueError, match="expected values and lanes >= 0"):
+        plan(**{name: -1})
 
 
 def test_a_short_digest_is_the_callers_bug() -> None:

@@ -165,8 +165,9 @@ def test_a_hello_signed_by_another_key_is_refused(scene: Scene) -> None:
         secagg_setup.join(scene.greeted[0], data)
 
 
-def test_a_hello_of_another_run_is_refused(scene: Scene) -> None:
-    stale = moved(messages.RunHello, scene.hellos[1], PEOPLE[1], run=OTHER_RUN)
+@pytest.mark.parametrize("change", [{"run": OTHER_RUN}, {"counter": FIRST}])
+def test_a_hello_of_another_run_or_moment_is_refused(scene: Scene, change: Any) -> None:
+    stale = moved(messages.RunHello, scene.hellos[1], PEOPLE[1], **change)
     with pytest.raises(ProtocolError, match="RunHello of this run from site-1"):
         secagg_setup.join(scene.greeted[0], hellos_with(scene, 1, stale))
 
@@ -414,8 +415,9 @@ def test_a_ready_signed_by_another_key_is_refused(scene: Scene) -> None:
         admit(scene, cohort_with(scene, 2, forged(messages.Ready, scene.readies[2], BOSS)))
 
 
-def test_a_ready_of_another_attempt_is_refused(scene: Scene) -> None:
-    stale = moved(messages.Ready, scene.readies[2], PEOPLE[2], counter=Counter(1, 1))
+@pytest.mark.parametrize("change", [{"run": OTHER_RUN}, {"counter": Counter(1, 1)}])
+def test_a_ready_of_another_attempt_is_refused(scene: Scene, change: Any) -> None:
+    stale = moved(messages.Ready, scene.readies[2], PEOPLE[2], **change)
     with pytest.raises(ProtocolError, match="Ready of this attempt from site-2"):
         admit(scene, cohort_with(scene, 2, stale))
 
@@ -515,22 +517,37 @@ def test_boxes_of_another_cohort_are_refused(scene: Scene) -> None:
         admit(scene, data)
 
 
-@pytest.mark.parametrize("computed", [1, 2])
-def test_a_state_that_too_few_computed_is_refused(scene: Scene, computed: int) -> None:
-    """n = 4: a site that took the state from the server wants two others who computed it."""
+def admit_computed(scene: Scene, computed: set[int]) -> None:
+    """Site 0 is shown a cohort in which these say that they computed the state themselves."""
     started, begin = secagg_server.start_round(
         secagg_server.Run(SERVER, RUN, (0, 1, 2, 3)), FIRST, Kind.TRAIN, MODEL
     )
     ready = [
-        secagg_site.start(one, begin, TRAIN, START, computed=0 < i <= computed)
+        secagg_site.start(one, begin, TRAIN, START, computed=i in computed)
         for i, one in enumerate(scene.grouped)
     ]
     formed = secagg_server.form_cohort(started, [(i, one[1]) for i, one in enumerate(ready)])
-    if computed == 2:
-        secagg_site.admit(ready[0][0], formed.message(0))
-        return
-    with pytest.raises(ProtocolError, match="2 sites that computed this state, got 1"):
-        secagg_site.admit(ready[0][0], formed.message(0))
+    secagg_site.admit(ready[0][0], formed.message(0))
+
+
+@pytest.mark.parametrize("computed", [set(), {1}, {3}])
+def test_a_state_that_too_few_computed_is_refused(scene: Scene, computed: set[int]) -> None:
+    """n = 4: a site that took the state from the server wants two others who computed it."""
+    with pytest.raises(ProtocolError, match=f"2 sites that computed .*, got {len(computed)}"):
+        admit_computed(scene, computed)
+
+
+@pytest.mark.parametrize("computed", [{1, 2}, {1, 2, 3}, {0}])
+def test_a_state_that_the_site_or_enough_others_computed_is_taken(
+    scene: Scene, computed: set[int]
+) -> None:
+    admit_computed(scene, computed)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_ready_says_whether_the_site_computed_the_state(scene: Scene, computed: bool) -> None:
+    _, data = secagg_site.start(scene.grouped[0], scene.begin, TRAIN, START, computed)
+    assert read(messages.Ready, data).message.header.flags == (1 if computed else 0)
 
 
 # --- message 8: Survivors ----------------------------------------------------------------------
@@ -805,6 +822,40 @@ def test_answers_of_sites_that_did_not_survive_are_left_out() -> None:
     opened = secagg_server.open_sum(scene.agreed, answers)
     assert set(opened.refused) == {3}
     assert opened.values.tolist() == [33] * 5
+
+
+def test_a_spoilt_vector_is_left_out_and_named_once_vectors_are_hashed(scene: Scene) -> None:
+    spoilt = scene.vectors[1][:-1] + bytes([scene.vectors[1][-1] ^ 1])
+    trusting = secagg_server.RunningSum(scene.formed)
+    assert trusting.add(1, spoilt)  # the sites' check of the sum will show it
+    wary = secagg_server.RunningSum(scene.formed, hashing=True)
+    assert not wary.add(1, spoilt)
+    assert "the vector that site-1 signed, got a spoilt one" in wary.refused[1]
+    assert not wary.total.words.any()
+    assert wary.add(1, scene.vectors[1])
+
+
+def test_of_two_right_messages_of_a_site_the_first_counts(scene: Scene) -> None:
+    again = forged(messages.RunHello, scene.hellos[1], PEOPLE[1], nonce=bytes(32))
+    replies = [*enumerate(scene.hellos), (1, again)]
+    _, roster = secagg_server.gather(SERVER, RUN, replies)
+    assert roster == scene.run_roster
+
+
+def test_a_message_in_the_name_of_another_site_is_left_out(scene: Scene) -> None:
+    replies = [(0, scene.hellos[0]), (1, scene.hellos[2]), *list(enumerate(scene.hellos))[2:]]
+    gathered, _ = secagg_server.gather(SERVER, RUN, replies)
+    assert gathered.members == (0, 2, 3)
+    assert "a member of the run that speaks for itself, got 2" in gathered.refused[1]
+
+
+def test_a_part_of_a_site_outside_the_run_is_left_out(scene: Scene) -> None:
+    gathered, roster = secagg_server.gather(SERVER, RUN, list(enumerate(scene.hellos))[:3])
+    parts = [secagg_setup.join(phase, roster)[1] for phase in scene.greeted[:3]]
+    stray = (3, scene.parts[3])  # of the whole roster's run, which has the same id
+    run, group_parts = secagg_server.relay(gathered, [stray, *enumerate(parts)])
+    assert run.members == (0, 1, 2)
+    assert messages.read_group_parts(group_parts[0])[1].sites == (1, 2)
 
 
 def test_a_wrong_hello_is_left_out_and_named(scene: Scene) -> None:

@@ -100,6 +100,12 @@ def test_of_a_peer_the_highest_counter_stays(again: Again) -> None:
     assert again().counters() == {0: AT, 2: Counter(4, 0), 5: AT, 7: Counter(1, 0)}
 
 
+def test_of_a_peer_the_very_next_attempt_is_kept(again: Again) -> None:
+    again().raise_counters({2: AT})
+    again().raise_counters({2: Counter(3, 3)})
+    assert again().counters() == {2: Counter(3, 3)}
+
+
 def test_seen_counters_never_lower_the_own_one(again: Again) -> None:
     again().advance(1, AT)
     again().raise_counters({1: Counter(1, 0)})
@@ -221,6 +227,32 @@ def test_the_last_state_comes_back_with_its_result(again: Again) -> None:
     assert again().states() == [(b"second", OTHER_MODEL), (b"first", MODEL)]
 
 
+def test_the_state_before_the_last_one_is_kept_and_none_before_it(again: Again) -> None:
+    for number in range(4):
+        again().keep_state(bytes([number]), bytes([number]) * 32)
+    assert again().states() == [(b"\3", bytes([3]) * 32), (b"\2", bytes([2]) * 32)]
+    rows = again()._connection.execute("SELECT COUNT(*) FROM states").fetchone()
+    assert rows == (2,)  # the others are not there for a thief either
+
+
+@pytest.mark.parametrize(
+    ("result", "left"),
+    [
+        (MODEL, [(b"first", MODEL)]),
+        (OTHER_MODEL, [(b"second", OTHER_MODEL), (b"first", MODEL)]),
+        (bytes(32), []),
+    ],
+    ids=["the one before", "the last", "none of them"],
+)
+def test_a_sum_that_is_taken_back_takes_its_state_with_it(
+    again: Again, result: bytes, left: list[tuple[bytes, bytes]]
+) -> None:
+    again().keep_state(b"first", MODEL)
+    again().keep_state(b"second", OTHER_MODEL)
+    again().take_back(result)
+    assert again().states() == left
+
+
 # The file
 
 
@@ -288,3 +320,20 @@ def test_a_failing_store_ends_in_a_refusal(path: Path) -> None:
     with pytest.raises(ProtocolError, match=r"store failed .*nothing was sent") as caught:
         store.begin_run(RUN)
     assert isinstance(caught.value.__cause__, sqlite3.Error)
+
+
+def test_leaving_the_context_closes_the_file(path: Path) -> None:
+    with SiteStore(path) as store:
+        store.begin_run(RUN)
+    with pytest.raises(ProtocolError, match="store failed"):
+        store.counters()
+
+
+def test_an_error_in_a_write_is_not_swallowed_and_nothing_of_it_is_kept(path: Path) -> None:
+    store = SiteStore(path)
+    with pytest.raises(OverflowError):  # at the second row
+        store.raise_counters({1: AT, 2: Counter(2**64, 0)})
+    assert store.counters() == {}
+    store.raise_counters({1: AT})
+    store.close()
+    assert SiteStore(path).counters() == {1: AT}

@@ -1,5 +1,6 @@
 """The codec: what is written is read back, and nothing else is read."""
 
+import hashlib
 import json
 import struct
 from contextlib import suppress
@@ -243,12 +244,45 @@ def test_a_payload_length_beyond_the_message_is_refused() -> None:
         read(messages.Masked, write(message, ONE, b""))
 
 
-def test_repeated_senders_in_a_roster_are_refused() -> None:
-    header = Header(9, bytes(16), Counter(1, 0), 3)
-    ack = read(messages.SurvivorAck, write(messages.SurvivorAck(header, bytes(32), (1,)), ONE))
-    both = messages.AckSet(replace(header, number=10), (ack, ack))
+@pytest.mark.parametrize("number", [2, 6, 10])
+@pytest.mark.parametrize("senders", [(3, 3), (3, 2), (2, 100)], ids=["twice", "back", "too high"])
+def test_senders_that_do_not_ascend_below_a_hundred_are_refused(
+    number: int, senders: tuple[int, int]
+) -> None:
+    """What a server puts together: RunRoster, Cohort, AckSet."""
+    inner = {2: 1, 6: 5, 10: 9}[number]
+    shares = records({2: bytes(64), 3: bytes(64)}, 64)
+    fields: dict[int, tuple[Any, ...]] = {
+        1: (bytes(32), bytes(32), bytes(32), Counter(0, 0), bytes(32), bytes(32)),
+        5: (bytes(32), bytes(16), bytes(32), bytes(32), shares),
+        9: (bytes(32), (1,)),
+    }
+    boxes = bytes(2 + messages.SHARES_BOX)
+    every = []
+    for sender in senders:
+        header = Header(inner, bytes(16), Counter(1, 0), sender)
+        one = kind_of(inner)(header, *fields[inner])
+        every.append(read(kind_of(inner), write(one, ONE, boxes if inner == 5 else b"")))
+    message = kind_of(number)(Header(number, bytes(16), Counter(1, 0), 0xFFFF), tuple(every))
     with pytest.raises(ProtocolError, match="ascending senders"):
-        read(messages.AckSet, write(both, ONE))
+        read(kind_of(number), write(message, ONE, boxes if number == 6 else b""))
+
+
+def test_the_result_hash_is_that_of_header_and_body_alone() -> None:
+    header = Header(12, bytes(16), Counter(1, 0), 0xFFFF)
+    message = messages.Result(header, (0, 1, 2), bytes(32), 3, bytes([7]) * 32)
+    one, same = (
+        read(messages.Result, write(message, who, b"sum"))
+        for who in (ONE, keys.identity(bytes([1]) * 32))
+    )
+    known = hashlib.sha256(header.encode() + message.body()).digest()
+    assert messages.result_hash(one) == messages.result_hash(same) == known
+    for other in (
+        replace(message, header=replace(header, counter=Counter(1, 1))),
+        replace(message, next_model=bytes([1]) * 32),
+    ):
+        changed = read(messages.Result, write(other, ONE, b"sum"))
+        assert messages.result_hash(changed) != known
 
 
 @given(st.sets(st.integers(0, 99)))

@@ -38,7 +38,18 @@ def traces(given: Contribution) -> Iterator[bytes]:
     yield from (str(number).encode() for number in (*values, *lanes) if abs(number) > RARE)
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["none", "local"])
+PRIVATE = {"epsilon": 4.0, "delta": 1e-5, "clipping_norm": 1.0, "expected_batch": 16}
+MODES: dict[str, dict[str, object]] = {
+    "none": {},
+    "local": {"privacy": {**PRIVATE, "mode": "local", "sampling_rate": 0.5}},
+    "distributed": {
+        "privacy": {**PRIVATE, "mode": "distributed", "records_max": 60},
+        "training": {"learning_rate": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("mode", list(MODES))
 def test_attack_16_nothing_of_one_site_is_in_clear_anywhere(
     toy_study: Callable[..., Study],
     toy_csv: Path,
@@ -46,10 +57,10 @@ def test_attack_16_nothing_of_one_site_is_in_clear_anywhere(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
-    private: bool,
+    mode: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    study = toy_study(private, **{"aggregation.masking": "fsa1"})
+    study = toy_study(**MODES[mode], **{"aggregation.masking": "fsa1"})
     given, wire = list[Contribution](), list[bytes]()
     work = Site.contribute
 
@@ -86,7 +97,7 @@ def test_attack_16_nothing_of_one_site_is_in_clear_anywhere(
     federation.close()
     said = capfd.readouterr()
     seen = [*wire, *sums, caplog.text.encode(), said.out.encode(), said.err.encode()]
-    assert len(given) == 3 * (4 if private else 6)  # sites times sums
+    assert len(given) == 3 * (4 + 2)  # sites times sums, of training and of evaluation
     hidden = {trace for one in given for trace in traces(one) if len(trace) > 5}
     assert len(hidden) > 100
     pattern = re.compile(b"|".join(map(re.escape, hidden)))
