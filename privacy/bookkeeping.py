@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from privacy.bare import BareRule
 from privacy.convolution import ConvolutionRule, TransposedConvolutionRule
 from privacy.dense import EmbeddingRule, LinearRule
 from privacy.errors import PrivacyError
@@ -97,13 +98,20 @@ class BookkeepingCopy:
         self._parameters = list(self._copy.parameters())
         self._buffers = dict(self._copy.named_buffers())
         place = {id(parameter): index for index, parameter in enumerate(self._parameters)}
+        self._bare: list[BareRule] = []
         single: dict[int, Layer] = {}
         for name, module in self._copy.named_modules():
             positions = tuple(place[id(p)] for p in module.parameters(recurse=False))
-            if positions:
+            if not positions:
+                continue
+            holders = (nn.ParameterList, nn.ParameterDict)
+            if type(module).__module__.startswith("torch.") and not isinstance(module, holders):
                 rule = _rule(name, module)
                 vars(module)["forward"] = rule.forward  # stands before the method of the class
                 single[id(module)] = Layer(positions, rule)
+            else:
+                self._bare.append(BareRule(name, module))
+                single[id(module)] = Layer(positions, self._bare[-1])
         self.layers = [
             _joined([single[id(module)] for module in modules], self._parameters)
             for modules in owner_groups(self._copy)
@@ -117,6 +125,8 @@ class BookkeepingCopy:
         if self._buffers:
             for name, buffer in self._model.named_buffers():
                 self._buffers[name].copy_(buffer)
+        for bare in self._bare:
+            bare.spread(rows)
         try:
             value = objective(self._copy(x))
             if value.requires_grad:

@@ -248,10 +248,15 @@ def without(tensor: Tensor, broken: Tensor) -> Tensor:
 
 def held_norms(gradients: Sequence[Tensor]) -> Tensor:
     """Return the (B,) float64 squared norms of rows of (B, *shape) gradients, over all of them."""
-    parts = [torch.linalg.vector_norm(g.flatten(1), dim=1).double().square() for g in gradients]
+    parts = [torch.linalg.vector_norm(flat(g), dim=1).double().square() for g in gradients]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def held_sum(gradients: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     """Return the (B,)-weighted sums of rows of (B, *shape) gradients."""
-    return [(weights @ g.flatten(1)).view(g.shape[1:]) for g in gradients]  # (B) x (B, p) -> (p)
+    return [(weights @ flat(g)).view(g.shape[1:]) for g in gradients]  # (B) x (B, p) -> (p)
+
+
+def flat(gradients: Tensor) -> Tensor:
+    """Return (B, p) of (B, *shape); a single number has no axis to flatten."""
+    return gradients.reshape(gradients.shape[0], -1)

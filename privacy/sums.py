@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privacy.bookkeeping import Layer
 from privacy.clipping import Clipping, clip_weights
-from privacy.layer import HeldRule
+from privacy.layer import HeldRule, flat
 from privacy.sampling import IntArray
 
 UnitGradients = dict[int, Tensor]  # position of a parameter -> (U, *shape)
@@ -54,7 +54,7 @@ def grid_sums(
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
             for place, gradient in enumerate(layer.rule.per_sample(part)):
-                steps = factors[part, None] * gradient.flatten(1)  # (b, 1) x (b, p), float64
+                steps = factors[part, None] * flat(gradient)  # (b, 1) x (b, p), float64
                 whole = steps.trunc_().sum(0).view(gradient.shape[1:])
                 if start == 0:
                     totals.append(whole)

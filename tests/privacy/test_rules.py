@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from privacy import convolution, dense
 from privacy.bookkeeping import BookkeepingCopy, clear
 from privacy.errors import PrivacyError
+from privacy.layer import flat
 from privacy.persample import HookedCopy
 from privacy.rule import UncoveredError
 from tests.privacy.networks import squared_error
@@ -89,6 +90,52 @@ class Checkpointed(nn.Module):
         return out
 
 
+class Bare(nn.Module):
+    """Parameters of no layer, in the ways that vision and language models use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.places = nn.Parameter(torch.randn(1, 9, 4))
+        self.scale = nn.Parameter(torch.rand(4))
+        self.shift = nn.Parameter(torch.randn(6, 1))
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+        self.unused = nn.Parameter(torch.randn(3))
+        self.gates = nn.ParameterList([torch.randn(4), torch.randn(4)])
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)  # (B, 6, 4)
+        x = x + self.places[:, : x.shape[1]]
+        x = x + self.scale * self.inner(x)
+        x = self.shift + x / functional.softplus(self.temperature)
+        x += self.gates[0].sigmoid()
+        return (1.0 - self.gates[1]) * x - 0.5 * self.scale[None] + self.token.repeat(len(x), 6, 1)
+
+
+class BareTied(nn.Module):
+    """One parameter of no layer in two modules, and a scale that is a layer's weight too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = BareScale(), BareScale()
+        self.second.scale = self.first.scale
+        self.norm = nn.LayerNorm(4)
+        self.norm.weight = self.first.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.second(self.first(x).tanh()))
+
+
+class BareScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 CASES: dict[str, Case] = {
     "linear": (lambda: nn.Linear(4, 3), floats(4)),
     "linear_without_bias": (lambda: nn.Linear(4, 3, bias=False), floats(4)),
@@ -162,6 +209,8 @@ CASES: dict[str, Case] = {
     "layer_norm_twice": (lambda: Twice(nn.LayerNorm(4)), floats(3, 4)),
     "tied_to_embedding": (TiedToEmbedding, ids(5)),
     "checkpointed": (Checkpointed, floats(4)),
+    "bare_parameters": (Bare, floats(5, 4)),
+    "bare_parameters_tied": (BareTied, floats(3, 4)),
     "in_place": (
         lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), floats(4)
     ),
@@ -182,12 +231,15 @@ def naive_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     found = []
     for row in range(len(x)):
         loss = squared_error(model(x[row : row + 1]), y[row : row + 1]).sum()
-        found.append(torch.autograd.grad(loss, list(model.parameters())))
+        parameters = list(model.parameters())
+        found.append(
+            torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        )
     return [torch.stack(parts).double() for parts in zip(*found, strict=True)]
 
 
 def norms(gradients: list[Tensor]) -> Tensor:
-    return torch.cat([g.flatten(1) for g in gradients], 1).norm(dim=1)
+    return torch.cat([flat(g) for g in gradients], 1).norm(dim=1)
 
 
 # How a gradient comes about depends on sizes; here each way is forced on all of them.
@@ -231,7 +283,7 @@ def test_a_rule_is_the_naive_loop(
             assert difference <= 1e-5 * expected[position][part].norm() + 1e-12
 
     weights = torch.rand(rows)
-    total = float(torch.stack([(weights @ e.flatten(1).float()).norm() for e in expected]).norm())
+    total = float(torch.stack([(weights @ flat(e).float()).norm() for e in expected]).norm())
     for layer in layers:
         for position, got in zip(layer.positions, layer.rule.weighted_sum(weights), strict=True):
             wanted = torch.tensordot(weights.double(), expected[position], 1)
@@ -348,16 +400,11 @@ def test_an_input_without_a_batch_is_refused(layer: nn.Module, shape: tuple[int,
         copy.run(torch.randn(shape), lambda outputs: outputs.sum())
 
 
-class OwnLinear(nn.Linear):
-    """A layer that may compute anything."""
-
-
 @pytest.mark.parametrize(
     "layer",
     [
         nn.Bilinear(3, 3, 2),
         nn.PReLU(),
-        OwnLinear(3, 3),
         nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
         nn.EmbeddingBag(7, 3),
     ],
@@ -378,3 +425,44 @@ def test_cancelling_positions_are_not_lost() -> None:
     got = float(layers[0].rule.norms_squared().sqrt())
     exact = ((g[:, None] * signs).double().mT @ x.double()).norm()
     assert got == pytest.approx(float(exact), rel=1e-5)
+
+
+class OwnLinear(nn.Linear):
+    """A layer that may compute anything."""
+
+
+class Product(nn.Module):
+    """A parameter of no layer that meets its input in some other way."""
+
+    def __init__(self, meet: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.bare, self.meet = nn.Parameter(torch.randn(shape)), meet
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.meet(x, self.bare)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        OwnLinear(4, 3),
+        Product(lambda x, p: x @ p, 4, 3),
+        Product(lambda x, p: torch.einsum("bi,ij->bj", x, p), 4, 3),
+        Product(lambda x, p: x + p, 3, 4),  # along the axis of the records
+        Product(lambda x, p: x + (p + torch.ones(3, 4)).sum(0), 3, 4),
+        Product(lambda x, p: torch.cat([x, p]), 3, 4),
+        Product(lambda x, p: x + p.mean(), 4),
+        Product(lambda x, p: x + p[torch.tensor([0, 0, 1, 1])], 2),
+        Product(lambda x, p: x + p.expand(3, 4).sum(0), 1, 4),
+        Product(lambda x, p: x + p.T[0], 4, 1),
+    ],
+)
+def test_what_is_not_known_of_a_bare_parameter_has_no_rule(model: nn.Module) -> None:
+    watched = BookkeepingCopy(model)
+
+    def try_two_sizes() -> None:  # one length may be the batch's by chance
+        for rows in (3, 2):
+            clear(watched.run(torch.randn(rows, 4), lambda outputs: outputs.sum()))
+
+    with pytest.raises(UncoveredError, match="a parameter of no layer"):
+        try_two_sizes()
