@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -702,12 +703,15 @@ def test_a_site_that_was_killed_at_work_answers_when_it_is_back(
     site = idle()
     folder = house.folder / name_of(house, site)
     shutil.copy(house.certificates.authority, folder / "authority.pem")
-    with asking(house, site, b"1", 90.0) as answers:  # two interpreters start in this time
+    with (
+        contextlib.ExitStack() as until_answered,
+        asking(house, site, b"1", 90.0) as answers,  # two interpreters start in this time
+    ):
         with process("site.py", folder, house.port, site.node, 60) as first:
             assert (first.line(), first.line()) == ("ready", "echo")
             first.kill()
-        with process("site.py", folder, house.port, site.node, 0) as second:
-            assert (second.line(), second.line()) == ("ready", "echo")
+        second = until_answered.enter_context(process("site.py", folder, house.port, site.node, 0))
+        assert (second.line(), second.line()) == ("ready", "echo")
     assert list(answers.values()) == [b"1"]
 
 
@@ -823,10 +827,10 @@ def test_a_clock_that_is_off_is_told_in_one_line(
     )
     monkeypatch.setattr(client.channel, "clock", lambda: true() + ahead_s)
     line = one_line(site.fleet, caplog)
-    assert (
-        f"this machine's clock is {abs(ahead_s):.0f} s {how}; the server refuses"
-        in line.replace("599", "600").replace("601", "600")
-    )
+    told = re.search(r"this machine's clock is (\d+) s (fast|slow); the server refuses", line)
+    assert told
+    # The Date header counts whole seconds, is made once a second, and the machine may be busy.
+    assert (abs(int(told[1]) - 600) <= 5, told[2]) == (True, how)
 
 
 # --- no code from outside ------------------------------------------------------------------------
