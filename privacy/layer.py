@@ -259,4 +259,4 @@ def held_sum(gradients: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
 
 def flat(gradients: Tensor) -> Tensor:
     """Return (B, p) of (B, *shape); a single number has no axis to flatten."""
-    return gradients.reshape(gradients.shape[0], -1)
+    return gradients.flatten(1) if gradients.dim() > 1 else gradients[:, None]
