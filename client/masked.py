@@ -16,6 +16,7 @@ from client.lineage import Known, Lineage
 from client.site import Contribution, Site
 from privacy import secagg_setup, secagg_site
 from privacy.errors import ProtocolError
+from privacy.heads import Heads, countersign
 from privacy.roster import Kind
 from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
 from privacy.secagg_replay import replay
@@ -72,20 +73,27 @@ class Participant:
     """One site's place in a run; a message out of order is refused and changes nothing."""
 
     def __init__(
-        self, site: Site, member: Member, lineage: Lineage, store: Store, once: bool = False
+        self,
+        site: Site,
+        member: Member,
+        lineage: Lineage,
+        store: Store,
+        once: bool = False,
+        heads: Heads | None = None,
     ) -> None:
         """Wait for a run.
 
-        Args:
-            site: does the work.
-            member: the site's keys, plan and place.
-            lineage: steps from state to state; one for all sites of a process.
-            store: remembers what must outlive a crash.
-            once: a run ends with its first sum and its members may never have met: simulated
-                cohorts only. States are then taken from the server.
+            Args:
+        site: does the work.
+        member: the site's keys, plan and place.
+        lineage: steps from state to state; one for all sites of a process.
+        store: remembers what must outlive a crash.
+        once: a run ends with its first sum and its members may never have met: simulated
+            cohorts only. States are then taken from the server.
+        heads: keeps how long peers' ledgers were, over all studies; None in a simulation.
         """
         self._site, self._member, self._lineage = site, member, lineage
-        self._store, self._once = store, once
+        self._store, self._once, self._heads = store, once, heads
         self._phase: _Phase = None
         self._grouped: secagg_setup.Grouped | None = None
         # Kept until its Result is checked or another answer is given: a server that restarts may
@@ -141,7 +149,14 @@ class Participant:
         if not isinstance(self._phase, secagg_setup.Greeted):
             raise _out_of_order("roster")
         highest = {} if self._once else self._store.counters()
-        self._phase, answer = secagg_setup.join(self._phase, message, highest)
+        place = self._phase.site
+        owners = [member.public for member in place.roster.sites]
+        heads = self._heads
+        seen = {} if heads is None else {i: heads.latest(one) for i, one in enumerate(owners)}
+        self._phase, answer = secagg_setup.join(self._phase, message, highest, seen)
+        if heads is not None:
+            for index, head in self._phase.heads.items():
+                heads.keep(countersign(place.identity, owners[index], head), owners)
         if not self._once:
             self._store.raise_counters(self._phase.highest)
         return answer

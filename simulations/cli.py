@@ -37,6 +37,7 @@ Partition = Annotated[
 ]
 Engine = Annotated[str, typer.Option(help="local: all sites in this process and its workers.")]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that train.")]
+Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where networks are trained.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=2"),
@@ -68,6 +69,7 @@ def run(
     partition: Partition = None,
     engine: Engine = "local",
     workers: Workers = 1,
+    device: Device = "cpu",
     set_: Set = None,
     seed: Seed = None,
     baselines: Baselines = False,
@@ -79,6 +81,8 @@ def run(
     with program.errors(PROGRAM, "go on with --resume"):
         if engine != "local":
             raise StudyError(f"--engine: expected local, found {engine!r}")
+        if device not in {"cpu", "cuda"}:
+            raise StudyError(f"--device: expected cpu or cuda, found {device!r}")
         overrides = list(set_ or [])
         for key, value in (("sites", sites), ("partition", partition), ("seed", seed)):
             if value is not None:
@@ -89,6 +93,7 @@ def run(
             overrides,
             out,
             workers=workers,
+            device=device,
             baselines=baselines,
             resume=resume,
             as_json=json_,
@@ -113,6 +118,7 @@ def _run(
     out: Path | None,
     *,
     workers: int = 1,
+    device: str = "cpu",
     baselines: bool = False,
     resume: bool = False,
     as_json: bool = False,
@@ -140,8 +146,11 @@ def _run(
             workers=workers,
             resume=resume,
             with_baselines=baselines,
+            device=device,
             watch=watched,
         )
+    if outcome.slow:
+        console.print(f"note: {outcome.slow}", markup=False, highlight=False, soft_wrap=True)
     results = write_outcome(outcome, out)
     write_report(results, read_metrics(out), out / "report.html")
     if as_json:

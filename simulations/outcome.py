@@ -61,6 +61,7 @@ class Outcome:
         model: safetensors of the released model.
         ring: of mode distributed, else None.
         peers: what `spent` is against sites that know their own noise; mode distributed only.
+        slow: why private steps took the slow way, in one line; empty when they did not.
     """
 
     study: Study
@@ -76,6 +77,7 @@ class Outcome:
     model: bytes
     ring: Ring | None = None
     peers: Spent | None = None
+    slow: str = ""
 
     def figures(self) -> dict[str, Figure]:
         """Return the exact metrics of the released model on the pooled hold-out."""

@@ -67,6 +67,7 @@ def simulate(
     workers: int = 1,
     resume: bool = False,
     with_baselines: bool = False,
+    device: str = "cpu",
     watch: Watch | None = None,
 ) -> Outcome:
     """Run a study on virtual sites and leave its files in ``out``.
@@ -78,12 +79,14 @@ def simulate(
         workers: processes that train.
         resume: go on from the checkpoint in ``out``.
         with_baselines: also train without federation.
+        device: where networks are trained, cpu or cuda.
         watch: told after each round.
 
     Raises:
-        StudyError, DataError: the study, the records or the folder cannot be used.
+        StudyError, DataError: the study, the records, the folder or the device cannot be used.
         ProtocolError, AbsentError: too many attempts failed; the last checkpoint stands.
     """
+    _check_device(device, workers)
     torch.set_num_threads(1)  # the same bytes for any number of workers; two threads collapse
     began = time.monotonic()
     gathered = gather(study, data)
@@ -91,7 +94,7 @@ def simulate(
     if found != study.simulation.sites:
         study = study.with_sites(found)
     parts = [
-        _one_fold(study, gathered, fold, out, workers, resume, watch)
+        _one_fold(study, gathered, fold, out, workers, resume, device, watch)
         for fold in (range(study.evaluation.folds) if study.evaluation.folds else [None])
     ]
     if study.evaluation.folds is not None:
@@ -126,6 +129,7 @@ def simulate(
         spent=spent_in(study, out / "sites", names),
         traffic=measured.traffic,
         seconds=time.monotonic() - began,
+        slow=measured.slow,
         model=measured.model,
         ring=ring,
         peers=peers,
@@ -143,6 +147,7 @@ class _Fold:
     site_index: npt.NDArray[np.int64]
     traffic: Traffic
     model: bytes
+    slow: str
 
 
 def _one_fold(
@@ -152,11 +157,12 @@ def _one_fold(
     out: Path,
     workers: int,
     resume: bool,
+    device: str,
     watch: Watch | None,
 ) -> _Fold:
     records = pool(study, gathered, fold)
     folder = _folder(out, fold)
-    trainer = Trainer(study, planned_mechanism(study))
+    trainer = Trainer(study, planned_mechanism(study), device)
     network = build_network(study, seeded_integer(study.simulation.seed, "model"))
     first = first_state(study.aggregation, vector_of(network))
     start = Checkpoint(study.digest(), first, ())
@@ -185,7 +191,18 @@ def _one_fold(
         site_index=records.held_site(),
         traffic=federation.traffic,
         model=safetensors_of(network, {"study_digest": study.digest()}),
+        slow=trainer.fallback,
     )
+
+
+def _check_device(device: str, workers: int) -> None:
+    """Refuse a device that is not there, or that forked workers cannot use."""
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise StudyError(f"--device: expected cpu, found {device!r} on a machine without CUDA")
+    if workers > 1:
+        raise StudyError(f"--workers: expected 1 with --device {device}, found {workers}")
 
 
 def _folder(out: Path, fold: int | None) -> Path:

@@ -14,6 +14,7 @@ from client.masked import Participant
 from client.site import Contribution
 from privacy import keys, secagg_setup
 from privacy.errors import AbsentError, PrivacyError, ProtocolError
+from privacy.heads import EMPTY, Head, Heads
 from privacy.roster import Kind, Member, Roster
 from privacy.secagg_messages import AckSet, RoundStart
 from privacy.secagg_server import Coordinator, RunningSum
@@ -65,10 +66,10 @@ class Work:
 
     def __init__(self, index: int) -> None:
         self.draw, self.given = random.Random(index), list[list[int]]()
-        self.refuses = False
+        self.refuses, self.head = False, EMPTY
 
     def ledger_head(self) -> bytes:
-        return bytes(32)
+        return self.head.wire()
 
     def contribute(self, kind: str, state: State, number: int, attempt: int) -> Contribution:
         if self.refuses:
@@ -295,6 +296,21 @@ def test_a_peer_that_was_rolled_back_is_refused_by_name(study: Study) -> None:
     assert len(texts) == 3
     assert all(text.startswith("message 2: expected site-1 at Counter") for text in texts)
     assert all("it was rolled back" in text for text in texts)
+
+
+def test_a_peer_whose_ledger_went_back_is_refused_by_name(study: Study) -> None:
+    for index in range(N):
+        kept = Heads(study.folder / f"{index}.heads")
+        study.sites[index]._heads = kept
+    study.work[1].head = Head(5, "ab" * 32)
+    study.sum()
+    study.work[1].head = Head(4, "cd" * 32)
+    study.restart(1)
+    study.sum()  # in the run that site-1 is no longer in
+    study.fails()
+    texts = {text for kind, index, text in study.refusals if kind == "roster" and index != 1}
+    assert len(texts) == 1
+    assert "site-1" in texts.pop()
 
 
 def test_counters_of_peers_are_remembered_over_a_restart(study: Study) -> None:
