@@ -308,7 +308,9 @@ def planned_epsilon(
 
 
 def _with_noise(event: Event, part: float) -> Event:
-    return event.model_copy(update={"noise_multiplier": event.noise_multiplier * part})
+    # The slack of less noise is larger: with 1 / mu^2 at most (privacy.ring.Ring.slack).
+    noise, slack = event.noise_multiplier * part, event.slack / part**4
+    return event.model_copy(update={"noise_multiplier": noise, "slack": slack})
 
 
 def peak_rss_mb() -> float:
