@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
 
 class Positions(nn.Module):
-    """A parameter that belongs to no layer: Opacus falls back to functorch."""
+    """A parameter that belongs to no layer."""
 
     def __init__(self) -> None:
         super().__init__()
