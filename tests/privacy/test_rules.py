@@ -450,6 +450,7 @@ class Product(nn.Module):
         Product(lambda x, p: torch.einsum("bi,ij->bj", x, p), 4, 3),
         Product(lambda x, p: x + p, 3, 4),  # along the axis of the records
         Product(lambda x, p: x + (p + torch.ones(3, 4)).sum(0), 3, 4),
+        Product(lambda x, p: x + (p + torch.ones(3, 4)).sum(0), 4),
         Product(lambda x, p: torch.cat([x, p]), 3, 4),
         Product(lambda x, p: x + p.mean(), 4),
         Product(lambda x, p: x + p[torch.tensor([0, 0, 1, 1])], 2),

@@ -32,6 +32,7 @@ MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
     "shifted": lambda h: h.roll(1, 0),
     "attending": lambda h: (h @ h.T).softmax(1) @ h,
     "maximum": lambda h: h + h.amax(0),
+    "faint": lambda h: h + 1e-6 * h.sum(0),
     "normed_unseen": lambda h: (h - h.mean(0).detach()) / h.std(0, correction=0).detach(),
 }
 
