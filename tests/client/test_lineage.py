@@ -227,3 +227,37 @@ def test_under_privacy_the_same_evaluations_are_due() -> None:
     }
     lineage = Lineage(study(privacy=private), P, DIGEST)
     assert lineage.round(at(2), Kind.EVALUATE, Counter(2, 0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "once", "afresh"),
+    [
+        ({}, False, False),
+        ({"evaluation": {"every": 2, "release": "exact"}}, False, False),
+        ({"privacy": {"mode": "local", "sampling_rate": 0.5}}, False, False),
+        (
+            {
+                "privacy": {"mode": "local", "sampling_rate": 0.5},
+                "evaluation": {"every": 2, "release": "exact"},
+            },
+            True,
+            False,
+        ),
+        (
+            {
+                "privacy": {"mode": "distributed", "records_max": 1000},
+                "training": {"learning_rate": 0.1},
+            },
+            False,
+            True,
+        ),
+    ],
+)
+def test_what_is_opened_once_and_what_is_drawn_afresh_follows_from_the_study(
+    changes: dict[str, Any], once: bool, afresh: bool
+) -> None:
+    if "privacy" in changes:
+        shared = {"epsilon": 4.0, "delta": 1e-6, "clipping_norm": 1.0, "expected_batch": 64}
+        changes = {**changes, "privacy": {**shared, **changes["privacy"]}}
+    lineage = Lineage(study(**changes), P, DIGEST)
+    assert (lineage.opens_once, lineage.draws_afresh) == (once, afresh)

@@ -16,7 +16,7 @@ from privacy import keys, secagg_setup
 from privacy.errors import AbsentError, PrivacyError, ProtocolError
 from privacy.heads import EMPTY, Head, Heads
 from privacy.roster import Kind, Member, Roster
-from privacy.secagg_messages import AckSet, RoundStart
+from privacy.secagg_messages import AckSet, Result, RoundStart, result_hash
 from privacy.secagg_server import Coordinator, RunningSum
 from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, write
@@ -24,7 +24,14 @@ from server.checkpoint import Checkpoint
 from server.masked import MaskedSum
 from server.rounds import Order, run_rounds
 from shared_models.lanes import evaluate_lanes
-from shared_models.messages import call_to_run, directions, read_directions
+from shared_models.messages import (
+    Opening,
+    call_to_run,
+    directions,
+    place,
+    read_directions,
+    read_greeting,
+)
 from shared_models.plan import make_plan
 from shared_models.steps import after_sum
 from shared_models.strategies import State, first_state, state_bytes, state_hash
@@ -648,6 +655,110 @@ def test_a_site_that_went_back_forgets_what_came_after(study: Study) -> None:
     assert after not in store.states()
 
 
+def greeted(study: Study, index: int) -> tuple[bytes, ...]:
+    """The places that a site says it computed; its run ends with that."""
+    return read_greeting(study.sites[index].answer("hello", call_to_run(bytes(16))))[1]
+
+
+def places(study: Study, index: int) -> list[bytes]:
+    """The same as its store has them."""
+    return [place(state_hash(blob), result) for blob, result in study.stores[index].states()]
+
+
+def test_an_order_on_the_present_place_leaves_the_one_before(study: Study) -> None:
+    study.sum()
+    study.sum()
+    study.silent = {("cohort", index) for index in range(N)}
+    study.fails()  # whose order was taken by all
+    assert len(places(study, 1)) == 2
+    assert list(greeted(study, 1)) == places(study, 1)
+
+
+def test_a_site_that_took_the_servers_word_still_names_what_it_computed(study: Study) -> None:
+    study.sum()
+    study.sum()  # in which every site followed the first
+    mine = places(study, 1)
+    study.silent = {(kind, 1) for kind in ("start", "cohort", "survivors", "unmask")}
+    study.sum()
+    study.silent = {("cohort", index) for index in range(N)}
+    study.fails()
+    assert known(study, 1) == (3, False)
+    assert places(study, 1) == mine
+    assert greeted(study, 1)[0] == mine[0]
+
+
+def test_a_site_that_went_back_names_no_place_after_it(study: Study) -> None:
+    study.run()
+    after, before = places(study, 0)
+    blob, result = study.stores[0].states()[1]
+    message = order_on(study, state_hash(blob), result, Counter(9, 0), kind=Kind.EVALUATE)
+    study.sites[0].answer("start", message)
+    named = greeted(study, 0)
+    assert named[0] == before
+    assert after not in named
+
+
+# Sums that are not followed
+
+
+def last_opening(study: Study, index: int) -> Opening:
+    return read_directions(study.last("start", index)).trail[-1]
+
+
+@pytest.mark.parametrize("change", ["nothing", "model", "result"])
+def test_a_sum_from_another_place_is_passed_over(study: Study, change: str) -> None:
+    """It may be one that the site has followed, or one of a past that it does not have."""
+    study.sum()
+    study.sum()
+    opening, site = last_opening(study, 1), study.sites[1]
+    assert site.known is not None
+    own = {"model": site.known.digest, "result": site._result}
+    if change != "nothing":
+        begin = read(RoundStart, opening.start).message
+        fields = {**own, change: bytes(32)}
+        opening = opening._replace(start=write(replace(begin, **fields), BOSS))  # type: ignore[arg-type]
+    order = read_directions(order_on(study, own["model"], own["result"], Counter(9, 0))).order
+    site.answer("start", directions(order, [opening], b""))
+
+
+def test_the_sum_of_a_round_that_the_plan_does_not_order_is_not_followed(study: Study) -> None:
+    """Enough others work for the server: they evaluate a model before it is due."""
+    study.sum()
+    eager = parse_study({**STUDY.document(), "evaluation": {"every": 1}})
+    for index in (0, 2, 3):
+        study.sites[index]._lineage = Lineage(eager, P, FIRST_MODEL)
+    study.sum("evaluate")
+    assert [entry[:2] for entry in study.refusals] == [("start", 1)]
+    study.server._extend_trail(study.digest())
+    opening = study.server._trail[-1]
+    result = result_hash(read(Result, opening.result))
+    order = read_directions(order_on(study, study.digest(), result, Counter(9, 0))).order
+    site, (trained,) = study.sites[1], read_directions(study.last("start", 1)).trail
+    with pytest.raises(ProtocolError, match="expected round 2, or an evaluation that is due"):
+        site.answer("start", directions(order, [trained, opening], b""))
+
+
+def test_a_sum_is_followed_while_an_older_answer_waits_for_its_own(study: Study) -> None:
+    study.mute = {("unmask", 0), ("unmask", 3)}
+    study.fails()  # site 1 has answered, and the sum was not opened
+    study.mute, study.silent = set(), {(kind, 1) for kind in ("cohort", "survivors", "unmask")}
+    study.sum()
+    study.silent = set()
+    assert study.sum() == NAMES
+    assert study.refusals == []
+    assert known(study, 1) == (1, True)
+
+
+# Counters
+
+
+def test_peers_counters_are_kept_before_the_own_part_is_sent(study: Study) -> None:
+    study.stores[0].advance(0, Counter(5, 0))  # a site that the others have not met for long
+    study.silent = {("group", index) for index in range(N)}
+    study.fails()
+    assert [store.counters()[0] for store in study.stores] == [Counter(5, 0)] * N
+
+
 def orders(study: Study) -> list[bytes]:
     return [
         read_directions(m).order for kind, index, m in study.told if (kind, index) == ("start", 0)
@@ -678,3 +789,17 @@ def test_a_cohorts_run_ends_with_its_sum(study: Study) -> None:
     assert sum(kind == "hello" for kind, _, _ in study.told) == 2 * N
     with pytest.raises(ProtocolError, match="expected another message than start now"):
         study.sites[0].answer("start", study.last("start", 0))
+
+
+def test_in_cohorts_counters_of_peers_are_neither_compared_nor_kept(study: Study) -> None:
+    """A place in a cohort is another site's in the next."""
+    study.stores[0].raise_counters({1: Counter(99, 0)})
+    study.sites = [study.start(index, once=True) for index in range(N)]
+    study.server = MaskedSum(
+        lambda _: Coordinator(BOSS, PLAN, ROSTER), lambda _: (), 1.0, once=True
+    )
+    study.sum()
+    study.sum()
+    assert study.refusals == []
+    assert [set(store.counters()) for store in study.stores] == [{0, 1}, {1}, {2}, {3}]
+    assert study.stores[0].counters()[1] == Counter(99, 0)

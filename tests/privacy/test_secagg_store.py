@@ -253,6 +253,39 @@ def test_a_sum_that_is_taken_back_takes_its_state_with_it(
     assert again().states() == left
 
 
+# Exact evaluations under privacy
+
+
+ALL = (0, 1, 2, 3)
+
+
+def test_a_model_is_opened_exactly_once(again: Again) -> None:
+    again().open_exact(MODEL, ALL)
+    for survivors in (None, ALL):
+        with pytest.raises(ProtocolError, match="message 6: expected a model that was not eval"):
+            again().check_exact(MODEL, survivors)
+    with pytest.raises(ProtocolError, match="message 6: expected a model that was not eval"):
+        again().open_exact(MODEL, ALL)
+
+
+def test_the_first_set_is_the_only_one_for_every_model(again: Again) -> None:
+    again().open_exact(MODEL, ALL)
+    again().check_exact(OTHER_MODEL, None)
+    for use in ("check_exact", "open_exact"):
+        with pytest.raises(ProtocolError, match="message 8: expected the set of survivors of the"):
+            getattr(again(), use)(OTHER_MODEL, (0, 1, 2))
+    again().check_exact(OTHER_MODEL, ALL)
+    again().open_exact(OTHER_MODEL, ALL)
+    with pytest.raises(ProtocolError, match="message 8"):
+        again().check_exact(bytes(32), (0, 1, 2))
+
+
+def test_to_check_is_not_to_open(again: Again) -> None:
+    again().check_exact(MODEL, (0, 1, 2))
+    again().check_exact(MODEL, ALL)
+    again().open_exact(MODEL, ALL)
+
+
 # The file
 
 
