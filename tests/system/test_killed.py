@@ -17,6 +17,7 @@ import pytest
 from privacy.ledger import Ledger
 from server.checkpoint import load
 from shared_models.registry import build_network
+from shared_models.steps import evaluation_due
 from shared_models.study import Study, load_study
 from shared_models.weights import vector_of
 from simulations.run import simulate
@@ -117,7 +118,10 @@ def kill_and_resume(
     if study.privacy.mode == "local":
         for site in whole.sites:
             with Ledger(out / "sites" / site / "ledger.db") as ledger:
-                assert len(ledger.events(study=study.digest())) == study.rounds
+                phases = [event.phase for event in ledger.events(study=study.digest())]
+            assert phases.count("train") == study.rounds
+            due = sum(evaluation_due(study, number) for number in range(1, study.rounds + 1))
+            assert phases.count("evaluate") == due
 
 
 @pytest.mark.parametrize(
