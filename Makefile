@@ -7,7 +7,7 @@ PACKAGES := privacy shared_models client server simulations
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test soak check peers clean
+.PHONY: demo test soak mutants check peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fedward-sim demo --out demo
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
+
+# Each single check of the protocol is removed, and the test that notices is printed.
+mutants: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/checks.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

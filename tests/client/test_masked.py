@@ -16,7 +16,7 @@ from privacy import keys, secagg_setup
 from privacy.errors import AbsentError, PrivacyError, ProtocolError
 from privacy.heads import EMPTY, Head, Heads
 from privacy.roster import Kind, Member, Roster
-from privacy.secagg_messages import AckSet, Result, RoundStart, result_hash
+from privacy.secagg_messages import AckSet, Ready, Result, RoundStart, result_hash
 from privacy.secagg_server import Coordinator, RunningSum
 from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, write
@@ -738,15 +738,95 @@ def test_the_sum_of_a_round_that_the_plan_does_not_order_is_not_followed(study: 
         site.answer("start", directions(order, [trained, opening], b""))
 
 
-def test_a_sum_is_followed_while_an_older_answer_waits_for_its_own(study: Study) -> None:
+@pytest.mark.parametrize("same_run", [False, True])
+def test_a_sum_is_followed_while_an_older_answer_waits_for_its_own(
+    study: Study, same_run: bool
+) -> None:
+    study.sum()
+    run = study.server._run
     study.mute = {("unmask", 0), ("unmask", 3)}
     study.fails()  # site 1 has answered, and the sum was not opened
+    if same_run:
+        study.server._run = run
     study.mute, study.silent = set(), {(kind, 1) for kind in ("cohort", "survivors", "unmask")}
     study.sum()
     study.silent = set()
     assert study.sum() == NAMES
     assert study.refusals == []
-    assert known(study, 1) == (1, True)
+    assert known(study, 1) == (2, True)
+
+
+# States from the server
+
+
+def newcomer(study: Study, kind: str = "train") -> None:
+    """Site 1 loses its computer, joins a new run and takes the state that the others computed."""
+    for store in study.stores:  # a newcomer has no counters that its peers could know
+        store._connection.execute("DELETE FROM counters")
+    study.forget(1)
+    study.sum()
+    assert study.sum(kind) == NAMES
+    assert known(study, 1) == (2, False)
+
+
+def test_a_state_that_was_told_is_never_kept_as_computed(study: Study) -> None:
+    study.sum()
+    newcomer(study, "evaluate")
+    study.silent = {("cohort", index) for index in range(N)}
+    study.fails()  # with its order the evaluation was followed, in the same run and without a state
+    assert study.refusals == [("start", 1, study.refusals[0][2])]  # of the run before it came
+    assert known(study, 1) == (2, False)
+    assert study.stores[1].states() == []
+
+
+def flags_of(study: Study, index: int, state: State, result: bytes) -> int:
+    """What a site says of a state that it is told in an order of the run that goes on."""
+    blob = state_bytes(state)
+    order = read_directions(order_on(study, state_hash(blob), result, Counter(9, 0))).order
+    answer = study.sites[index].answer("start", directions(order, (), blob))
+    return read(Ready, answer).message.header.flags
+
+
+def test_who_has_the_servers_word_alone_takes_another_word_of_it(study: Study) -> None:
+    study.sum()
+    newcomer(study)
+    assert study.sites[1].known is not None
+    other = replace(study.sites[1].known.state, model=np.ones(P))
+    assert flags_of(study, 1, other, bytes([9]) * 32) == 0
+
+
+def test_the_plans_first_state_after_a_result_is_the_servers_word(study: Study) -> None:
+    study.sum()
+    newcomer(study)
+    assert flags_of(study, 1, FIRST, bytes([9]) * 32) == 0
+
+
+def test_the_plans_first_state_is_taken_again_by_who_went_on(study: Study) -> None:
+    study.sum()
+    study.silent = {("start", index) for index in (1, 2, 3)}
+    study.fails()  # site 0 alone has followed the sum
+    for index in (1, 2, 3):
+        study.restart(index)  # and these have lost its key
+    study.silent = set()
+    assert "it is taken back" in study.fails()
+    study.state = FIRST
+    assert study.sum() == NAMES
+    assert study.refusals == []
+    flags = [read(Ready, study.reply("start", index)).message.header.flags for index in range(N)]
+    assert flags == [1] * N  # each has it from the plan
+
+
+def test_an_order_without_a_state_is_refused_by_who_has_none(study: Study) -> None:
+    def stateless(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        if kind == "start":
+            order = read_directions(next(iter(messages.values()))).order
+            messages = dict.fromkeys(messages, directions(order, (), b""))
+        return study.exchange(kind, messages, deadline_s)
+
+    with pytest.raises(AbsentError):
+        study.server(stateless, Order("train", 1, 1, NAMES, state_bytes(FIRST)))
+    texts = {text for kind, _, text in study.refusals if kind == "start"}
+    assert texts == {"message 4: expected a state to start from, got none"}
 
 
 # Counters
