@@ -21,6 +21,7 @@ from privacy.sums import UnitGradients, by_unit, join, unit_layers
 # Bytes of a physical batch when the caller names none: what autograd keeps, and its gradients.
 _BATCH_BYTES = 1 << 28
 _EXACT_ROWS = 64  # of a physical batch of one fixed shape
+_FREED_BYTES = (1 << 25) - (1 << 16)  # just below the largest block that glibc learns from
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Batches:
         self._rows = 0  # of a physical batch; not known before the network was tried
         self._copy: GradientCopy
         self.fallback = ""
+        # glibc hands what lies free at the heap's end back to the system, and each step takes it
+        # anew, page by page. It keeps up to twice the largest block that was ever freed: one block,
+        # never written to, tells it so (mallopt(3), M_MMAP_THRESHOLD).
+        torch.empty(_FREED_BYTES, dtype=torch.uint8)
         refuse_mixing_layers(model)
         try:
             self._copy = BookkeepingCopy(model)

@@ -23,6 +23,8 @@ from privacy.separation import Loss
 from privacy.stream import Stream
 from privacy.sums import Clip, clipped_sums, grid_sums
 
+_LONGEST = 2.0**46  # grid steps of a unit: sixty-four add exactly in float64
+
 
 @dataclass(frozen=True)
 class Mechanism:
@@ -90,7 +92,7 @@ class PrivateStep:
     Limits, stated: sums are float32 within a physical batch and float64 across, and noise is
     floating-point (``privacy.noise``), so the guarantee is not proof against precision attacks.
     That a custom layer or loss keeps records apart is tried on the first batch (one row's loss must
-    give no other row a gradient), not proved. nn.Dropout draws from the step's key, on the CPU.
+    give no other row a gradient), not proved. nn.Dropout draws from the step's key.
 
     Attributes:
         mechanism: what is clipped to, and how much noise is added.
@@ -206,7 +208,7 @@ class PrivateStep:
             truncated toward zero by itself.
 
         Raises:
-            ValueError: as ``gradient``; or the sum of len(x) units might pass 2^62; or C is inf.
+            ValueError: as ``gradient``; or scale x C is above 2^46, or with the rows above 2^62.
             PrivacyError: as ``gradient``.
 
         Guarantee: adding or removing a unit adds or removes one vector of L2 norm at most
@@ -216,11 +218,11 @@ class PrivateStep:
         of a patient's rows is float64, and no float is added across units. What remains is a
         margin, not a proof: charge 1.001 C.
         """
-        bound = self.mechanism.clipping_norm
-        if not 0 < scale * bound * max(1, x.shape[0]) < 2.0**62:
+        longest = scale * self.mechanism.clipping_norm
+        if not 0 < longest <= _LONGEST or not longest * x.shape[0] < 2.0**62:
             raise ValueError(
-                f"expected 0 < scale x clipping norm x rows < 2^62, got {scale} x {bound} x "
-                f"{x.shape[0]}"
+                f"expected 0 < scale x clipping norm <= 2^46, below 2^62 with {x.shape[0]} rows, "
+                f"got {longest}"
             )
         self._check(x, y, units)
         totals = [torch.zeros(p.shape, dtype=torch.int64) for p in self._parameters]

@@ -86,7 +86,18 @@ def test_an_empty_batch_is_zero() -> None:
     assert not got.any()
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, 2.0**61])
+def test_the_longest_vectors_still_add_exactly() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    private = PrivateStep(model, lambda out, _: out[:, 0], Mechanism(1.0, 0.0, 0.5, 1.0))
+    x, y = torch.ones(127, 1), torch.zeros(127, 1)
+    one, many = (
+        private.fixed_point_sum(x[:n], y[:n], None, Stream(KEY), 2.0**46) for n in (1, 127)
+    )
+    assert int(one[0]) > 2**45
+    assert int(many[0]) == 127 * int(one[0])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, 2.0**61, 2.0**46 + 1])
 def test_a_grid_that_could_wrap_is_refused(scale: float) -> None:
     model, x, y = example("linear", 3)
     with pytest.raises(ValueError, match="2\\^62"):
