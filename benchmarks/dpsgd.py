@@ -2,6 +2,7 @@
 
 A plain step is forward, backward and torch.optim.SGD; a private one is clipping, noise, the mean
 and the same descent. Records are made up, and the batch is the same each time: nothing is learnt.
+Beside it: what a sample of the ring's noise costs. Whether all is right is the tests' business.
 """
 
 import argparse
@@ -19,11 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from privacy.dpsgd import Mechanism, PrivateStep
+from privacy.ring_noise import ring_noise
+from privacy.stream import Stream, fresh_key
 from shared_models.attention import Attention
 from shared_models.cnn import Cnn
 from shared_models.recurrent import Recurrent
@@ -33,6 +37,9 @@ RATE = 0.01
 PAIRS_MIN = 5
 TOLERANCE = 0.05  # a target is met within 5 %
 MEMORY = 1.15  # of a plain step's
+RING_SIGMA = (
+    1 << 18
+)  # ring steps: a usual share, as of 16 deviations at a scale of 2^16 over a root
 
 
 @dataclass(frozen=True)
@@ -299,7 +306,8 @@ def ratio_row(row: Row, case: Case, make: Callable[[Case], Step], *, quick: bool
         slow = max(other(), plain())
         if slow < 0.5:
             other(), plain()
-        pairs = PAIRS_MIN if quick and slow > 0.1 else 11 if quick or slow > 0.5 else 31
+        seconds = 2.0 if quick else 20.0
+        pairs = max(PAIRS_MIN, min(61, int(seconds / (2 * slow))))
         ours, peer = [], []
         for index in range(pairs):
             if index % 2:
@@ -333,6 +341,7 @@ def _peak_mib(name: str, kind: str) -> float:
 
 def weigh(name: str, kind: str) -> float:
     """Take three steps and return this process's peak memory in MiB."""
+    plain_step(Case(1.0, lambda: nn.Linear(2, 2), picture(2, 2), classes(2, 2)))()  # its imports
     step = (private_step if kind == "private" else plain_step)(CASES[name])
     for _ in range(3):
         step()
@@ -342,6 +351,32 @@ def weigh(name: str, kind: str) -> float:
         return int(lines["VmHWM"].split()[0]) / 1024
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def ring_rows(*, quick: bool) -> list[Row]:
+    """Time the ring's sampler and numpy's Poisson of the same variance in turn.
+
+    A Skellam sample would take two of them.
+    """
+    turns, samples = (PAIRS_MIN, 1 << 18) if quick else (9, 1 << 20)
+    noise, stream = ring_noise(RING_SIGMA**2), Stream(fresh_key())
+    generator = np.random.Generator(np.random.PCG64())
+    ours, peer = [], []
+    for _ in range(turns + 1):  # the first is to warm up
+        began = time.perf_counter()
+        noise.sample(samples, stream)
+        middle = time.perf_counter()
+        generator.poisson(float(RING_SIGMA) ** 2, samples)
+        ours.append((middle - began) / samples * 1e9)
+        peer.append((time.perf_counter() - middle) / samples * 1e9)
+    ratios = [one / other for one, other in zip(ours[1:], peer[1:], strict=True)]
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    note = f"sigma 2^18, {samples:,} samples, median of {turns}"
+    numpy = f"numpy {statistics.median(peer[1:]):.1f} ns; middle half {low:.2f} to {high:.2f}"
+    return [
+        Row("ring_noise_ns", statistics.median(ours[1:]), "ns", "lower", 40.0, note),
+        Row("ring_noise_vs_numpy_poisson", ratio, "ratio", "lower", 1.0, f"{note}; {numpy}"),
+    ]
 
 
 def measured(*, quick: bool, only: Sequence[str]) -> Iterator[Row]:
@@ -363,6 +398,8 @@ def measured(*, quick: bool, only: Sequence[str]) -> Iterator[Row]:
             gc.collect()
         row = Row(f"{name}_memory", None, "ratio", "lower", MEMORY, "not measured by --quick")
         yield row if quick else memory_row(row, name)
+    if not only:
+        yield from ring_rows(quick=quick)
 
 
 # ---- what is shown
