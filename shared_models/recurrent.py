@@ -1,7 +1,7 @@
 """Recurrent networks (LSTM, GRU, plain RNN) over a series or tokens; the last output decides.
 
 Nothing but nn.LSTM, nn.GRU or nn.RNN of one layer each, batch first, of which only the output
-sequence is read: private training may swap each for a cell whose per-record gradients are known.
+sequence is read: per-record gradients of private training are known for exactly those.
 """
 
 import itertools
