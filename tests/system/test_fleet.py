@@ -196,9 +196,8 @@ def request(
             line.putheader(name, value)
         if isinstance(body, bytes):
             line.putheader("content-length", str(len(body)))
-            line.endheaders(body)
-        else:
-            line.endheaders(body, encode_chunked=True)  # type: ignore[arg-type]
+        with contextlib.suppress(ConnectionError, ssl.SSLError):  # it refused before the body's end
+            line.endheaders(body, encode_chunked=not isinstance(body, bytes))  # type: ignore[arg-type]
         response = line.getresponse()
         return response.status, response.read()
     finally:
