@@ -7,21 +7,18 @@ Beside it: what a sample of the ring's noise costs. Whether all is right is the 
 
 import argparse
 import gc
-import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import rows as common
 import torch
+from rows import PAIRS_MIN, Row
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,30 +31,8 @@ from shared_models.recurrent import Recurrent
 from shared_models.weights import flatten_in_place
 
 RATE = 0.01
-PAIRS_MIN = 5
-TOLERANCE = 0.05  # a target is met within 5 %
 MEMORY = 1.15  # of a plain step's
-RING_SIGMA = (
-    1 << 18
-)  # ring steps: a usual share, as of 16 deviations at a scale of 2^16 over a root
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result; ``value`` is None when it was not measured, and the note says why."""
-
-    name: str
-    value: float | None
-    unit: str
-    better: Literal["higher", "lower"]
-    target: float | None
-    note: str
-
-    def missed(self) -> bool:
-        """Whether there is a target and the value is not within 5 % of it."""
-        if self.value is None or self.target is None:
-            return False
-        return not self.value <= self.target * (1 + TOLERANCE)
+RING_SIGMA = 1 << 18  # ring steps: 16 deviations at a scale of 2^16, or a usual site's share
 
 
 # ---- the networks
@@ -154,6 +129,7 @@ class Case:
     inputs: Callable[[], Tensor]
     targets: Callable[[], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor] = class_losses
+    device: str = "cpu"
 
 
 def classes(rows: int, count: int) -> Callable[[], Tensor]:
@@ -199,13 +175,17 @@ Step = Callable[[], float]
 def made_up(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
     """Return the network and its batch; the same numbers for every kind of step."""
     torch.manual_seed(1)
-    return case.build(), case.inputs(), case.targets()
+    made = case.build(), case.inputs(), case.targets()
+    network, x, y = (part.to(case.device) for part in made)
+    return network, x, y
 
 
-def timed(run: Callable[[], object]) -> Step:
+def timed(case: Case, run: Callable[[], object]) -> Step:
     def step() -> float:
         began = time.perf_counter()
         run()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     return step
@@ -221,7 +201,7 @@ def plain_step(case: Case) -> Step:
         case.losses(network(x), y).mean().backward()
         optimizer.step()
 
-    return timed(run)
+    return timed(case, run)
 
 
 def private_step(case: Case) -> Step:
@@ -235,7 +215,7 @@ def private_step(case: Case) -> Step:
         gradient = step.gradient(x, y, None, next(keys).to_bytes(32, "big"), out)
         flat.add_(gradient, alpha=-RATE)
 
-    return timed(run)
+    return timed(case, run)
 
 
 def hooks_step(case: Case) -> Step:
@@ -258,7 +238,7 @@ def hooks_step(case: Case) -> Step:
         case.losses(network(x), y).mean().backward()
         optimizer.step()
 
-    return timed(run)
+    return timed(case, run)
 
 
 def ghost_step(case: Case) -> Step:
@@ -293,7 +273,7 @@ def ghost_step(case: Case) -> Step:
         loss(network(x), y).backward()
         optimizer.step()
 
-    return timed(run)
+    return timed(case, run)
 
 
 # ---- how it is measured
@@ -304,25 +284,16 @@ def ratio_row(row: Row, case: Case, make: Callable[[Case], Step], *, quick: bool
     try:
         other, plain = make(case), plain_step(case)
         slow = max(other(), plain())
-        if slow < 0.5:
-            other(), plain()
         seconds = 2.0 if quick else 20.0
-        pairs = max(PAIRS_MIN, min(61, int(seconds / (2 * slow))))
-        ours, peer = [], []
-        for index in range(pairs):
-            if index % 2:
-                peer.append(plain())
-                ours.append(other())
-            else:
-                ours.append(other())
-                peer.append(plain())
+        pairs = common.interleave(
+            other, plain, min(61, int(seconds / (2 * slow))), warm=1 if slow < 0.5 else 0
+        )
     except (RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError) as error:
         return replace(row, note=f"fails: {' '.join(str(error).split())[:100]}")
-    ratios = [one / two for one, two in zip(ours, peer, strict=True)]
+    ratios = [one / two for one, two in zip(pairs.ours, pairs.peer, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    times = f"{1e3 * statistics.median(ours):.1f} ms, plain {1e3 * statistics.median(peer):.1f} ms"
-    note = f"{times}; {pairs} pairs, middle half {low:.2f} to {high:.2f}"
-    return replace(row, value=middle, note=note)
+    note = f"private and plain: {pairs.times()}; {len(ratios)} pairs"
+    return replace(row, value=middle, note=f"{note}, middle half {low:.2f} to {high:.2f}")
 
 
 def memory_row(row: Row, name: str) -> Row:
@@ -345,12 +316,7 @@ def weigh(name: str, kind: str) -> float:
     step = (private_step if kind == "private" else plain_step)(CASES[name])
     for _ in range(3):
         step()
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's memory at the fork too
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return common.peak_bytes() / 2**20
 
 
 def ring_rows(*, quick: bool) -> list[Row]:
@@ -379,9 +345,10 @@ def ring_rows(*, quick: bool) -> list[Row]:
     ]
 
 
-def measured(*, quick: bool, only: Sequence[str]) -> Iterator[Row]:
+def measured(*, quick: bool, only: Sequence[str], device: str) -> Iterator[Row]:
     """Measure the rows one after the other; what is slow is left out of a quick run."""
     for name, case in CASES.items():
+        case = replace(case, device=device)
         if only and name not in only:
             continue
         yield ratio_row(
@@ -396,48 +363,18 @@ def measured(*, quick: bool, only: Sequence[str]) -> Iterator[Row]:
             row = Row(f"{name}_{peer}", None, "ratio", "lower", None, "not measured by --quick")
             yield row if quick else ratio_row(row, case, make, quick=True)
             gc.collect()
-        row = Row(f"{name}_memory", None, "ratio", "lower", MEMORY, "not measured by --quick")
-        yield row if quick else memory_row(row, name)
-    if not only:
+        if device == "cpu":
+            row = Row(f"{name}_memory", None, "ratio", "lower", MEMORY, "not measured by --quick")
+            yield row if quick else memory_row(row, name)
+    if not only and device == "cpu":
         yield from ring_rows(quick=quick)
-
-
-# ---- what is shown
-
-
-def machine() -> dict[str, object]:
-    """Say what the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpus = Path("/proc/cpuinfo")
-    if cpus.exists():
-        found = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
-        model = found[0].split(":", 1)[1].strip() if found else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def show(rows: Sequence[Row], about: dict[str, object]) -> None:
-    """Print a table for people."""
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for row in rows:
-        value = "-" if row.value is None else f"{row.value:,.2f}"
-        target = "" if row.target is None else f"<= {row.target}"
-        mark = "MISSED" if row.missed() else ""
-        print(f"{row.name:31}{value:>8} {row.unit:6}{target:8}{mark:7} {row.note}")
 
 
 def main() -> None:
     """Measure the rows one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--quick", action="store_true", help="fewer steps: under 50 s")
+    parser = common.options(__doc__)
     parser.add_argument("--only", action="append", default=[], choices=CASES, help="one network")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--weigh", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=("private", "plain"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -446,15 +383,13 @@ def main() -> None:
         print(weigh(asked.weigh, asked.kind))
         return
     rows = []
-    for row in measured(quick=asked.quick, only=asked.only):
+    for row in measured(quick=asked.quick, only=asked.only, device=asked.device):
         print(f"{row.name} {'-' if row.value is None else f'{row.value:.2f}'}", file=sys.stderr)
         rows.append(replace(row, note=f"target missed; {row.note}") if row.missed() else row)
-    about = machine()
-    if asked.json:
-        listed = [asdict(row) for row in rows]
-        print(json.dumps({"benchmark": "dpsgd", "machine": about, "rows": listed}, indent=1))
-    else:
-        show(rows, about)
+    about = {**common.machine(), "torch": torch.__version__, "device": asked.device}
+    if asked.device == "cuda":
+        about["device"] = torch.cuda.get_device_name()
+    common.show("dpsgd", rows, about, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ class Batches:
         rows = x.shape[0]
         if rows == 0:
             return
+        if x.is_cuda:
+            _refuse_short_floats()
         if not self._rows:
             self._rows = self._try_out(x, y)
         size = min(self._rows, _EXACT_ROWS) if exact else self._rows
@@ -154,6 +156,15 @@ class Batches:
             raise error
         self.fallback = f"per-sample gradients are made one by one, which is slow: {error}"
         self._copy = HookedCopy(self._model)
+
+
+def _refuse_short_floats() -> None:
+    """Turn TF32 off: with its 10 bits a norm and the sum that it clips differ by up to 1e-3.
+
+    It is a setting of the process, on by default for convolutions.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _filled(x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import pytest
 
 ONE = os.environ.get("FEDWARD_FAULT_SEED")
 IN_TEST = [range(start, start + 100) for start in range(0, 1_000, 100)]
-IN_SOAK = [range(start, start + 1_000) for start in range(1_000, 51_000, 1_000)]
+IN_SOAK = [range(start, start + 250) for start in range(1_000, 51_000, 250)]
 if ONE is not None:
     IN_TEST, IN_SOAK = [range(int(ONE), int(ONE) + 1)], []
 
