@@ -173,10 +173,12 @@ class MaskedSum:
             names.add(checkable(last.run, last.counter))
         if sum(not names.isdisjoint(one) for one in named) >= needed:
             return
+        # Only one sum back: for more, that many sites were there, and are to be waited for.
         for (model, kind), result in reversed(self._orders.items()):
-            known = sum(place(model, result) in one for one in named)
-            if (model, kind) == stand or known < needed:
+            if (model, kind) == stand:
                 continue
+            if sum(place(model, result) in one for one in named) < needed:
+                break
             self._suspicious = True
             self._orders = {(model, kind): result}
             if self._store is not None:
@@ -251,8 +253,11 @@ class MaskedSum:
         if self._run is None:
             return 0
         talk = _Talk(exchange, sites, self._deadline_s)
-        message = directions(b"", self._trail, b"")
-        return sum(reply == b"" for _, reply in talk.all("result", self._run[1].members, message))
+        message, confirmed = directions(b"", self._trail, b""), 0
+        with suppress(AbsentError):  # a site that refuses it is as silent as one that is gone
+            for _, reply in talk.all("result", self._run[1].members, message):
+                confirmed += reply == b""
+        return confirmed
 
     def _extend_trail(self, digest: bytes) -> None:
         """Add the last sum to the trail, now that the state it led to is known."""

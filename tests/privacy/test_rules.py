@@ -73,7 +73,7 @@ class OneIdRow(nn.Module):
         self.embed = nn.Embedding(7, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(5).expand(len(x), 5)
+        places = torch.arange(5, device=x.device).expand(len(x), 5)
         return (self.embed(places) * x[:, :, None]).tanh()
 
 

@@ -21,10 +21,10 @@ from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, read_header
 from server import masked
 from server.masked import MaskedSum
-from server.rounds import Opened, Order
+from server.rounds import Opened, Order, UnvouchedError
 from server.store import ServerStore
 from shared_models.lanes import evaluate_lanes
-from shared_models.messages import read_directions
+from shared_models.messages import greeting, place, read_directions, read_greeting
 from shared_models.steps import after_sum
 from shared_models.strategies import State, first_state, state_bytes, state_hash
 from shared_models.study import Study, parse_study
@@ -152,6 +152,11 @@ class Team:
 @pytest.fixture
 def team() -> Team:
     return Team()
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Team:
+    return Team(ServerStore(tmp_path / "server.db"))
 
 
 SETUP, SUM = ["hello", "roster", "group"], ["start", "cohort", "survivors", "unmask"]
@@ -366,6 +371,54 @@ def test_the_last_sum_is_told_in_a_new_run_when_the_old_one_has_ended(team: Team
     assert not team.refused or {kind for kind, _, _ in team.refused} == {"result"}
 
 
+def spoiling(team: Team) -> Any:
+    """An exchange on which a vector changes; it is not hashed on arrival at first."""
+
+    def exchange(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        for name, reply in team.exchange(kind, messages, deadline_s):
+            spoilt = kind == "cohort" and name == "site-1"
+            yield name, reply[:-1] + bytes([reply[-1] ^ 1]) if spoilt else reply
+
+    return exchange
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_last_sum_that_every_site_refuses_is_taken_back(stored: Team, restart: bool) -> None:
+    stored.open()
+    before = state_hash(state_bytes(stored.state))
+    stored.state = stored.after(stored.sum(spoiling(stored), stored.order()))
+    if restart:
+        stored.restart()
+    with pytest.raises(UnvouchedError, match="it is taken back") as found:
+        stored.sum.finish(stored.exchange, NAMES, state_bytes(stored.state))
+    assert (found.value.model, found.value.kind) == (before, "train")
+
+
+def naming(team: Team, names: Sequence[bytes]) -> Any:
+    """An exchange on which every site says that it can go on from these places alone."""
+
+    def exchange(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        for name, reply in team.exchange(kind, messages, deadline_s):
+            yield name, greeting(read_greeting(reply)[0], names) if kind == "hello" else reply
+
+    return exchange
+
+
+def test_no_sum_before_the_last_is_taken_back(team: Team) -> None:
+    states = [team.state]
+    for _ in range(2):
+        team.lost = {("start", 3)}  # which ends the run
+        team.open()
+        states.append(team.state)
+    first = place(state_hash(state_bytes(states[0])), NO_RESULT)
+    last = state_bytes(states[-1])
+    with pytest.raises(ProtocolError, match="the state or the one before it, got fewer") as found:
+        team.sum.finish(naming(team, [first]), NAMES, last)
+    assert not isinstance(found.value, UnvouchedError)
+    team.lost = set()
+    team.sum.finish(team.exchange, NAMES, last)  # nothing was forgotten meanwhile
+
+
 def test_a_cohorts_run_is_over_with_its_sum() -> None:
     team = Team()
     team.sum = MaskedSum(lambda _: team.coordinator, lambda _: (), 1.0, once=True)
@@ -381,11 +434,6 @@ def test_a_cohorts_run_is_over_with_its_sum() -> None:
 
 
 # A restart
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Team:
-    return Team(ServerStore(tmp_path / "server.db"))
 
 
 def test_an_attempt_number_is_never_used_twice(stored: Team) -> None:
