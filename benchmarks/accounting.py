@@ -3,51 +3,25 @@
 It judges no figure: the tests do. Every history is added up from nothing, in emptied caches.
 """
 
-import argparse
-import json
-import os
-import platform
 import random
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+
+from rows import Row, machine, measure, options, show
 
 from privacy import accounting, losses
 from privacy.accounting import Event, epsilon, noise_multiplier
 from privacy.ledger import Ledger
 
 REPEATS_MIN = 5
-TOLERANCE = 0.05  # a target is met within 5 %
 DELTA = 1e-5
 ROWS = 10_000
 RATES = (0.001, 0.01, 0.05, 0.1, 0.5)
 NOISES = (0.9, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result; ``value`` is None when it was not measured, and the note says why."""
-
-    name: str
-    value: float | None
-    unit: str
-    better: Literal["higher", "lower"]
-    target: float | None
-    note: str
-
-    def missed(self) -> bool:
-        """Whether there is a target and the value is not within 5 % of it."""
-        return (
-            self.value is not None
-            and self.target is not None
-            and not self.value <= self.target * (1 + TOLERANCE)
-        )
 
 
 def event(study: str, phase: str, rate: float, noise: float, steps: int) -> Event:
@@ -181,40 +155,14 @@ MEASURES = {
 }
 
 
-def machine() -> dict[str, object]:
-    """Say what the figures were measured on."""
-    return {
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-    }
-
-
 def main() -> None:
     """Measure the rows one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats: under 50 s")
+    parser = options(__doc__)
     parser.add_argument("--only", choices=tuple(MEASURES), help="measure one row")
     asked = parser.parse_args()
-    rows = []
-    for name, measure in MEASURES.items():
-        if asked.only not in (None, name):
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        row = measure(quick=asked.quick)
-        rows.append(replace(row, note=f"target missed; {row.note}") if row.missed() else row)
-    if asked.json:
-        listed = [asdict(row) for row in rows]
-        document = {"benchmark": "accounting", "machine": machine(), "rows": listed}
-        print(json.dumps(document, indent=1))
-        return
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    for row in rows:
-        target = "" if row.target is None else f"<= {row.target:g}"
-        print(f"{row.name:26}{row.value:>10.3f} {row.unit:4}{target:8} {row.note}")
+    chosen = [row for name, row in MEASURES.items() if asked.only in {None, name}]
+    rows = measure(chosen, quick=asked.quick)
+    show("accounting", rows, {**machine(), "sqlite": sqlite3.sqlite_version}, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -165,4 +165,6 @@ def show(benchmark: str, rows: Sequence[Row], about: dict[str, object], *, as_js
 def _figure(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.2f}" if abs(value) >= 0.01 else f"{value:.1e}"  # 9.3e-10 is no zero
+    if abs(value) >= 1:
+        return f"{value:,.2f}"
+    return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.1e}"  # 9.3e-10 is no zero

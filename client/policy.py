@@ -140,6 +140,8 @@ def check(policy: Policy, study: Study) -> None:
             f"aggregation.min_sites: expected >= {policy.min_sites} by this site's policy, "
             f"got {study.aggregation.min_sites}; no record was read"
         )
+    if policy.ceilings and study.aggregation.masking == "none":
+        raise PrivacyError("aggregation.masking: expected fsa1, got none; no record was read")
     if isinstance(privacy, NoPrivacy):
         if not policy.allow_no_privacy:
             raise PrivacyError(

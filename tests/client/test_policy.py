@@ -25,7 +25,7 @@ PRIVATE: dict[str, object] = {
 }
 
 
-def study(privacy: dict[str, object] = PRIVATE, min_sites: int = 3) -> Study:
+def study(privacy: dict[str, object] = PRIVATE, min_sites: int = 3, masking: str = "fsa1") -> Study:
     return parse_study(
         {
             "name": "s",
@@ -41,7 +41,7 @@ def study(privacy: dict[str, object] = PRIVATE, min_sites: int = 3) -> Study:
             "model": {"name": "mlp"},
             "training": {"learning_rate": 0.1, "local_steps": 1},
             "privacy": privacy,
-            "aggregation": {"min_sites": min_sites},
+            "aggregation": {"min_sites": min_sites, "masking": masking},
         }
     )
 
@@ -62,6 +62,14 @@ def test_allowing_no_privacy_loosens_nothing_else() -> None:
 
 def test_a_private_study_is_allowed_by_default() -> None:
     check(Policy(), study())
+
+
+def test_updates_that_are_not_masked_leave_no_site_with_a_policy() -> None:
+    open_sums = study(masking="none")
+    check(Policy(), open_sums)  # a simulation
+    ceiling = Ceiling(unit="record", epsilon=8.0, delta=1e-5)
+    with pytest.raises(PrivacyError, match=r"aggregation\.masking: expected fsa1, got none"):
+        check(Policy(ceilings={"records": ceiling}), open_sums)
 
 
 @pytest.mark.parametrize("asked", [3, 4, 5])

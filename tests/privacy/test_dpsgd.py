@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -300,6 +301,45 @@ def test_dropout_is_drawn_from_the_key_alone() -> None:
     torch.manual_seed(99)
     assert torch.equal(first, step.gradient(x, y, None, KEY))
     assert not torch.equal(first, step.gradient(x, y, None, key(5)))
+
+
+class Shifted(nn.Module):
+    """An augmentation inside the network: each record is rolled by a draw of its own."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.randint(0, x.shape[1], (x.shape[0], 1)) + torch.arange(x.shape[1])
+        rolled = x.gather(1, places % x.shape[1])
+        self.tell(rolled)
+        return rolled
+
+
+def test_augmentation_is_drawn_from_the_key_and_clipped_after_it() -> None:
+    torch.manual_seed(3)
+    seen: list[Tensor] = []
+    linear = nn.Linear(6, 1)
+    network = nn.Sequential(Shifted(lambda rolled: seen.append(rolled)), linear)
+    x, y = torch.randn(5, 6), torch.randn(5, 1)
+    step = PrivateStep(network, squared_error, Mechanism(1.0, 0.0, 0.5, 1.0))
+    first = step.clipped_sum(x, y, None, Stream(KEY))
+    assert not torch.equal(seen[-1], x)
+    assert_close(first, naive_sum(linear, seen[-1], y, 1.0))
+    assert torch.equal(first, step.clipped_sum(x, y, None, Stream(KEY)))
+    assert not torch.equal(first, step.clipped_sum(x, y, None, Stream(key(5))))
+
+
+def test_augmented_copies_count_as_one_unit() -> None:
+    """Several views of a record are several rows of one unit (De et al. 2022, arXiv:2204.13650)."""
+    model, x, y = example("conv2d", 3)
+    views, targets = torch.cat([x, x.flip(2), x.flip(3)]), torch.cat([y, y, y])
+    owners = np.tile(np.arange(3), 3)
+    step = PrivateStep(model, squared_error, Mechanism(0.5, 0.0, 0.5, 1.0, "patient"))
+    got = step.clipped_sum(views, targets, owners, Stream(KEY))
+    assert_close(got, naive_sum(model, views, targets, 0.5, owners))
+    assert float(got.norm()) <= 3 * 0.5
 
 
 # The whole step with its sampler

@@ -27,10 +27,15 @@ Finish = Callable[..., "subprocess.CompletedProcess[str]"]
 
 PLAIN = "privacy.mode=none"
 SCAFFOLD = "aggregation.strategy=scaffold"
+DISTRIBUTED = (
+    *("privacy.mode=distributed", "privacy.records_max=99", "training.local_steps=1"),
+    "aggregation.masking=fsa1",
+)
 CASES = {
     "plain": ([PLAIN], 1),
     "masked-two-workers": (["aggregation.masking=fsa1"], 2),
     "scaffold-private": ([SCAFFOLD], 1),
+    "distributed": ([*DISTRIBUTED], 1),
 }
 WAIT_S = 90  # for a process to get as far as its first rounds, on a busy machine
 
@@ -115,7 +120,7 @@ def kill_and_resume(
     assert (out / "model.safetensors").read_bytes() == whole.model
     assert (out / "metrics.csv").read_bytes() == (folder / "whole" / "metrics.csv").read_bytes()
     assert rounds_done(out) == study.rounds
-    if study.privacy.mode == "local":
+    if study.privacy.mode != "none":
         for site in whole.sites:
             with Ledger(out / "sites" / site / "ledger.db") as ledger:
                 phases = [event.phase for event in ledger.events(study=study.digest())]
@@ -125,7 +130,8 @@ def kill_and_resume(
 
 
 @pytest.mark.parametrize(
-    ("case", "kills"), [("plain", 1), ("masked-two-workers", 2), ("scaffold-private", 2)]
+    ("case", "kills"),
+    [("plain", 1), ("masked-two-workers", 2), ("scaffold-private", 2), ("distributed", 2)],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(
     case: str, kills: int, folder: Path, start: Start, fedward_sim: Finish
@@ -140,7 +146,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 def test_a_run_killed_nine_times_resumes_to_the_same_bytes(
     case: str, seed: int, folder: Path, start: Start, fedward_sim: Finish
 ) -> None:
-    kill_and_resume(case, 9, seed, folder, start, fedward_sim)  # 6 x 9 kills
+    kill_and_resume(case, 9, seed, folder, start, fedward_sim)  # 8 x 9 kills
 
 
 def test_ctrl_c_ends_a_run_in_one_line_and_leaves_it_resumable(folder: Path, start: Start) -> None:
