@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
-import numpy as np
-
 from privacy import secagg_server
 from privacy.errors import AbsentError, ProtocolError
 from privacy.roster import Kind, colluders_max
 from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
-from privacy.secagg_server import Coordinator, Formed, Run, RunningSum
-from privacy.secagg_suspend import reopened, resume, suspend
+from privacy.secagg_server import Agreed, Coordinator, Formed, Run, RunningSum
+from privacy.secagg_suspend import resume, suspend
 from privacy.wire import Counter, read, read_header
 from server.rounds import Exchange, Opened, Order, UnvouchedError
 from server.store import Order as Place
@@ -100,13 +98,14 @@ class MaskedSum:
         running = RunningSum(formed, hashing=self._suspicious)
         for site, reply in talk.each("cohort", formed.cohort, formed.message):
             running.add(site, reply)
+            del reply  # a vector: let go of it before the next one arrives
         closed, survivors = secagg_server.close(running)
         acks = talk.all("survivors", closed.survivors, survivors)
         agreed, ack_set = secagg_server.agree_survivors(closed, acks)
         if self._store is not None:
-            self._store.keep_attempt(suspend(agreed, start, ack_set))
+            self._store.keep_attempt(*suspend(agreed, start, ack_set))
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
-        self._note(start, ack_set, opened)
+        self._note(agreed, start, ack_set, opened)
         # A member that was silent has no keys any more, or is gone: the next sum is a new run.
         if complete and not self._once:
             self._run = (order.sites, run)
@@ -194,10 +193,14 @@ class MaskedSum:
             "nothing was opened"
         )
 
-    def _note(self, start: bytes, ack_set: bytes, opened: secagg_server.Opened) -> None:
+    def _note(
+        self, agreed: Agreed, start: bytes, ack_set: bytes, opened: secagg_server.Opened
+    ) -> None:
+        """Keep a sum that has just been opened."""
         if self._store is not None:
-            self._store.keep_opened(opened.payload.words.tobytes())
-        self._last = (start, ack_set, opened)
+            self._store.keep_attempt(*suspend(agreed, start, ack_set, opened))
+        # Once a run is over with its sum, nobody is told it, and it need not stay.
+        self._last = None if self._once else (start, ack_set, opened)
 
     def _pick_up(
         self, exchange: Exchange, sites: tuple[str, ...], stand: Stand, store: ServerStore
@@ -206,22 +209,22 @@ class MaskedSum:
 
         Sites that gave their answer give the same bytes again, so nothing new is opened.
         """
-        kept = store.last_sum()
+        kept = store.last_attempt()
         if kept is None:
             return None
-        agreed, start, ack_set = resume(self._coordinator(sites), kept[0])
+        agreed, start, ack_set, opened = resume(self._coordinator(sites), *kept)
         begin = read(RoundStart, start).message
         same = (begin.model, begin.kind) == stand
         self._result = begin.result  # what the sites had before it
-        if kept[1] is not None:
-            opened = reopened(agreed, kept[1])
+        if opened is not None:
+            self._last = (start, ack_set, opened)
         elif same:
             talk = _Talk(exchange, sites, self._deadline_s)
             answers = talk.all("unmask", agreed.survivors, ack_set)
             opened = secagg_server.open_sum(agreed, answers)
+            self._note(agreed, start, ack_set, opened)
         else:
             return None  # an attempt that was given up
-        self._note(start, ack_set, opened)
         return _named(opened, sites) if same else None
 
     def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
@@ -261,7 +264,7 @@ class MaskedSum:
 
     def _extend_trail(self, digest: bytes) -> None:
         """Add the last sum to the trail, now that the state it led to is known."""
-        if self._last is None or self._once:
+        if self._last is None:
             return
         start, ack_set, opened = self._last
         result = secagg_server.write_result(opened, digest)
@@ -313,8 +316,11 @@ def _greeted(
 
 
 def _named(opened: secagg_server.Opened, sites: tuple[str, ...]) -> Opened:
+    """Return the sum as the rounds know it: a view, since a copy would be another vector."""
     names = tuple(sites[index] for index in opened.survivors)
-    return Opened(opened.values.astype(np.int64), opened.lanes.copy(), names)
+    values = opened.values
+    values.flags.writeable = False  # the sites are still to be shown them
+    return Opened(values, opened.lanes.copy(), names)
 
 
 class _Talk:
@@ -336,6 +342,7 @@ class _Talk:
         for site, reply in self._exchange(kind, outgoing, self._deadline_s):
             silent = False
             yield outgoing.members[site], reply
+            del reply  # it may be a vector
         if silent:
             raise AbsentError(f"{kind}: expected answers, none of {len(members)} sites was there")
 

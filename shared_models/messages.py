@@ -122,8 +122,8 @@ class Directions(NamedTuple):
 def directions(order: bytes, trail: Sequence[Opening], state: bytes) -> bytes:
     """Return one message for all sites that are as far as each other."""
     parts = [order, state, *(part for opening in trail for part in opening)]
-    head = _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts)
-    return head + b"".join(parts)
+    lengths = (_LENGTH.pack(len(part)) for part in parts)
+    return b"".join((_COUNT.pack(len(parts)), *lengths, *parts))
 
 
 def read_directions(message: bytes) -> Directions:
