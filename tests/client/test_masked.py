@@ -847,6 +847,16 @@ def test_the_own_model_after_a_sum_that_cannot_have_been_opened_is_refused(
         study.sites[1].answer("start", directions(order, (), own.blob))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_another_state_that_is_no_newer_than_the_own_is_refused(study: Study, number: int) -> None:
+    for _ in range(3):
+        study.sum()
+    assert known(study, 1) == (2, True)
+    other = replace(study.state, model=np.ones(P), round=number)
+    with pytest.raises(ProtocolError, match="expected the hash of the own model and state"):
+        flags_of(study, 1, other, bytes([9]) * 32)
+
+
 def test_who_has_the_servers_word_alone_takes_another_word_of_it(study: Study) -> None:
     study.sum()
     newcomer(study)
