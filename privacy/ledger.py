@@ -44,6 +44,7 @@ class Ledger:
         """
         self.path = path
         with self._failing("nothing was read"):
+            # Not when it is there: to close it would drop the locks that this process has on it.
             if not path.exists():
                 _create(path)
             os.chmod(path, 0o600)  # SQLite's side files take it over

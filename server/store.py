@@ -37,6 +37,7 @@ class ServerStore:
         Raises:
             DataError: it is no such file, or the disk failed.
         """
+        # Not when it is there: to close it would drop the locks that this process has on it.
         if path is not None and not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         with _failing(path):

@@ -134,7 +134,8 @@ def read_directions(message: bytes) -> Directions:
     """
     count = _COUNT.unpack_from(message)[0] if len(message) >= _COUNT.size else 0
     start = _COUNT.size + count * _LENGTH.size
-    if not 2 <= count <= 2 + 3 * TRAIL_MAX or (count - 2) % 3 or len(message) < start:
+    openings, rest = divmod(count - 2, 3)  # a rest, too, where order or state is missing
+    if rest or openings > TRAIL_MAX or len(message) < start:
         raise ProtocolError(f"expected an order with its state, got {len(message)} other bytes")
     lengths = [length for (length,) in _LENGTH.iter_unpack(message[_COUNT.size : start])]
     if start + sum(lengths) != len(message):

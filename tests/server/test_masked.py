@@ -17,7 +17,7 @@ from privacy.encoding import RingBits
 from privacy.errors import AbsentError, ProtocolError
 from privacy.roster import Kind, Member, Plan, Roster
 from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
-from privacy.secagg_server import Coordinator
+from privacy.secagg_server import Coordinator, Formed
 from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, read_header
 from server import masked
@@ -262,6 +262,22 @@ def test_too_few_answers_end_the_attempt_and_the_run(team: Team, kind: str, matc
     assert team.kinds() == SETUP + SUM
 
 
+def test_a_run_that_too_few_go_on_in_is_begun_anew_in_the_same_attempt(
+    team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    team.open()
+
+    def at_first(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        team.lost = {("start", 1), ("start", 2)} if team.kinds() == SETUP + SUM else set()
+        return team.exchange(kind, messages, deadline_s)
+
+    assert_sum_of(team, team.sum(at_first, team.order()), range(N))
+    assert team.kinds() == SETUP + SUM + ["start"] + SETUP + SUM
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert told.startswith("round 2: ")
+    assert told.endswith("a new run begins")
+
+
 @pytest.mark.parametrize("kind", SETUP + SUM)
 def test_nobody_there_is_told_apart_from_too_few(team: Team, kind: str) -> None:
     team.lost = {(kind, index) for index in range(N)}
@@ -348,7 +364,51 @@ def test_after_a_failed_attempt_the_last_sum_is_still_the_last(team: Team) -> No
     assert all(site.known and site.known.computed for site in team.sites)
 
 
+def test_a_member_that_missed_a_failed_attempt_is_still_told_the_sum_before(team: Team) -> None:
+    team.open()
+    team.lost = {("start", 1), *(("cohort", index) for index in range(N))}
+    team.fails("cohort")
+    team.lost = set()
+    team.open(attempt=2)
+    assert all(site.known and site.known.computed for site in team.sites)
+
+
+def test_a_sum_that_all_have_followed_is_told_no_more(team: Team) -> None:
+    team.open()
+    team.lost = {("survivors", index) for index in range(N)}
+    team.fails("survivors")
+    assert len(team.directions(1).trail) == 1
+    team.lost = set()
+    team.open(attempt=2)
+    assert team.directions(1).trail == ()
+
+
+def test_a_message_is_made_for_who_is_sent_it_alone(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange may ask who is to be sent one: a cohort's are large, and none is kept."""
+    made: list[int] = []
+    real = Formed.message
+
+    def message(formed: Formed, site: int) -> bytes:
+        made.append(site)
+        return real(formed, site)
+
+    def asking(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        assert [name in messages for name in (*NAMES, "stranger")] == [True] * N + [False]
+        return team.exchange(kind, messages, deadline_s)
+
+    monkeypatch.setattr(Formed, "message", message)
+    team.sum(asking, team.order())
+    assert made == list(range(N))
+
+
 # The end
+
+
+def test_where_no_sum_was_opened_nobody_is_told_an_end(team: Team) -> None:
+    team.sum.finish(team.exchange, NAMES, state_bytes(team.state))
+    assert team.told == []
 
 
 def test_the_last_sum_is_told_at_the_end(team: Team) -> None:
@@ -408,14 +468,49 @@ def test_a_last_sum_that_every_site_refuses_is_taken_back(stored: Team, restart:
     assert (found.value.model, found.value.kind) == (before, "train")
 
 
-def naming(team: Team, names: Sequence[bytes]) -> Any:
-    """An exchange on which every site says that it can go on from these places alone."""
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_sum_that_was_taken_back_is_forgotten(stored: Team, restart: bool) -> None:
+    before = stored.state
+    stored.state = stored.after(stored.sum(spoiling(stored), stored.order()))
+    with pytest.raises(UnvouchedError):
+        stored.sum.finish(stored.exchange, NAMES, state_bytes(stored.state))
+    stored.state = before
+    if restart:
+        stored.restart()
+    assert_sum_of(stored, stored.sum(stored.exchange, stored.order(attempt=1)), range(N))
+    assert [len(one.given) for one in stored.work] == [2] * N
+
+
+def test_of_two_sums_on_one_model_the_last_is_taken_back(team: Team) -> None:
+    team.open()
+    model = state_hash(state_bytes(team.state))
+    team.sum(spoiling(team), team.order("evaluate", 1))
+    team.fails("none of 4 sites was there", attempt=2)  # all have refused it
+    with pytest.raises(UnvouchedError, match="it is taken back") as found:
+        team.open(attempt=3)
+    assert (found.value.model, found.value.kind) == (model, "evaluate")
+
+
+def naming(team: Team, names: Sequence[bytes], sites: Sequence[str] = NAMES) -> Any:
+    """An exchange on which these sites say that they can go on from these places, others none."""
 
     def exchange(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
         for name, reply in team.exchange(kind, messages, deadline_s):
-            yield name, greeting(read_greeting(reply)[0], names) if kind == "hello" else reply
+            said = names if name in sites else ()
+            yield name, greeting(read_greeting(reply)[0], said) if kind == "hello" else reply
 
     return exchange
+
+
+@pytest.mark.parametrize("sites", [1, 2])
+def test_a_sum_starts_where_two_of_four_have_computed_the_state(team: Team, sites: int) -> None:
+    first = place(state_hash(state_bytes(team.state)), NO_RESULT)
+    exchange = naming(team, [first], NAMES[:sites])
+    if sites == 2:
+        assert_sum_of(team, team.sum(exchange, team.order()), range(N))
+    else:
+        with pytest.raises(ProtocolError, match="expected 2 sites that computed the state"):
+            team.sum(exchange, team.order())
 
 
 def test_no_sum_before_the_last_is_taken_back(team: Team) -> None:
@@ -470,6 +565,32 @@ def test_a_sum_whose_shares_were_asked_for_is_finished(stored: Team) -> None:
     assert {kind for kind, _, _ in stored.told[before:]} == {"unmask"}
     assert_sum_of(stored, opened, range(N))
     assert [len(one.given) for one in stored.work] == [1] * N
+
+
+def test_without_a_restart_another_attempt_is_made(stored: Team) -> None:
+    stored.open()
+    stored.mute = {("unmask", 1), ("unmask", 2)}
+    stored.fails("right unmasking answers")
+    stored.mute, stored.told = set(), []
+    assert_sum_of(stored, stored.open(attempt=2), range(N))
+    assert stored.kinds() == SETUP + SUM
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_sum_for_something_else_is_not_taken_for_the_one_that_is_wanted(
+    stored: Team, opened: bool
+) -> None:
+    stored.open()
+    if opened:
+        stored.open("evaluate", 1)
+    else:
+        stored.mute = {("unmask", 1), ("unmask", 2)}
+        stored.fails("right unmasking answers", "evaluate", 1)
+        stored.mute = set()
+    stored.restart()
+    stored.told = []
+    assert_sum_of(stored, stored.open(attempt=2), range(N))
+    assert stored.kinds() == SETUP + SUM  # and the other is not opened
 
 
 def test_an_opened_sum_is_not_asked_for_again(stored: Team) -> None:

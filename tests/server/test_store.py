@@ -168,6 +168,20 @@ def test_a_write_is_synced_before_it_returns(path: Path) -> None:
     assert pragmas == ["wal", 2]  # 2 is FULL
 
 
+def test_a_second_opening_leaves_the_file_locked_against_other_processes(path: Path) -> None:
+    """The locks are the process's: to open and close the file once more would drop them."""
+    both = ServerStore(path), ServerStore(path)
+    code = (
+        "import sqlite3, sys;"
+        "sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert "database is locked" in found.stderr
+    assert [store.counter() for store in both] == [Counter(0, 0)] * 2
+
+
 def test_a_store_in_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = ServerStore(None)
