@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 
-from client.site import Phase
 from privacy.accounting import Event, Spent, epsilon
 from privacy.ledger import Ledger
 from privacy.ring import MARGIN, Ring, Shares
 from server.checkpoint import Checkpoint
 from shared_models.cells import Targets
+from shared_models.debits import Phase
 from shared_models.durable import write_durably
 from shared_models.inputs import input_spec, loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics

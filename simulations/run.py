@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.site import Phase
-from client.training import Trainer, planned_mechanism
+from client.training import Trainer
 from privacy.errors import StudyError
 from privacy.ring import Ring
 from server.checkpoint import Checkpoint, load, save
 from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
+from shared_models.debits import Phase, planned_mechanism
 from shared_models.inputs import loss_kind
 from shared_models.metrics import Figure, exact_metrics
 from shared_models.registry import build_network

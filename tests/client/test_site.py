@@ -15,8 +15,8 @@ import torch
 import client.site
 from client.hours import DAYS
 from client.policy import Policy, adopt
-from client.site import Contribution, Site, Split, study_events, system_entropy
-from client.training import Tensors, Trainer, planned_mechanism
+from client.site import Contribution, Site, Split, system_entropy
+from client.training import Tensors, Trainer
 from privacy.accounting import epsilon
 from privacy.budget import Ceiling
 from privacy.encoding import Encoding
@@ -25,6 +25,7 @@ from privacy.heads import Head
 from privacy.ledger import Ledger
 from privacy.stream import Stream
 from shared_models.cells import count_cells
+from shared_models.debits import planned_mechanism, study_events
 from shared_models.lanes import evaluate_lanes
 from shared_models.noised_cells import count_noised_cells
 from shared_models.registry import build_network
