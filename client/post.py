@@ -130,7 +130,7 @@ class Post:
             raise _another(answer)
         return answer
 
-    def _send(self, letter: Letter, known: Collection[letters.Reason] = ()) -> Section:
+    def _send(self, letter: Letter, known: tuple[letters.Reason, ...] = ()) -> Section:
         """Return the answer; a refusal is raised, but for reasons that change nothing."""
         question = letters.write(self._identity, letter)
         reply = self._channel.post(letters.PATH, dict, question, LETTER_S)
