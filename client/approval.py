@@ -3,7 +3,6 @@
 It asks nobody and shows nothing: the packet (`client.packet`) is what is approved.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Sequence
@@ -94,7 +93,7 @@ def check_confirmed(
     strangers = sorted(set(confirmed) - set(peers))
     if strangers:
         raise DataError(
-            f"confirmed: expected names of the other hospitals, got {ascii(strangers[0])}; "
+            f"confirmed: expected names of the other hospitals, got {strangers[0]!a}; "
             "nothing was approved",
             f"they are {', '.join(peers)}",
         )

@@ -1,4 +1,4 @@
-"""A steward's approval: how many fingerprints must be compared, its signed record, what asks again."""
+"""An approval: how many fingerprints must be compared, its signed record, and what asks again."""
 
 import hashlib
 import json
