@@ -6,6 +6,7 @@ It knows no network and no masks: what it returns are integers that are ready to
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from client.control import load_control, store_control
 from client.folder import LEDGER
-from client.policy import Policy, check
+from client.policy import Policy, check, check_hours
 from client.training import Tensors, Trainer
 from privacy.accounting import Event
 from privacy.budget import Planned, check_debit
@@ -124,6 +125,7 @@ class Site:
             ProtocolError: the order does not fit the study; no record was read.
         """
         check(self._policy, self._study)
+        check_hours(self._policy, datetime.now())
         if not 1 <= number <= self._study.rounds:
             raise ProtocolError(
                 f"expected a round from 1 to {self._study.rounds}, got {number}; nothing was sent"

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server.checkpoint import write_durably
+from shared_models.durable import write_durably
 
 
 class MetricsFile:

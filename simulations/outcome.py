@@ -18,9 +18,10 @@ import tomli_w
 from privacy.accounting import Event, Spent
 from privacy.ledger import Ledger
 from privacy.ring import Ring
-from server.checkpoint import Checkpoint, write_durably
+from server.checkpoint import Checkpoint
 from server.metrics import MetricsFile, read_metrics, write_rows
 from shared_models.cells import Targets
+from shared_models.durable import write_durably
 from shared_models.guarantee import cost, guarantee
 from shared_models.inputs import loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics
