@@ -22,17 +22,17 @@ class InForce:
     """A site's policy.
 
     Attributes:
-        policy: what is in force, or what the file says while the ledger has none; every key.
+        policy: what is in force, or what the file says while the ledger has none: every key.
         digest: SHA-256 of its canonical JSON, in hexadecimal.
         row: of the ledger, that has it; None while the ledger has none.
-        file_digest: of the policy in the file.
+        file_digest: of the policy in the file; None where there is no file.
         changes: keys that the file has otherwise, each with the value in force and in the file.
     """
 
     policy: Mapping[str, object]
     digest: str
     row: int | None
-    file_digest: str
+    file_digest: str | None
     changes: Mapping[str, tuple[object, object]]
 
     @property
@@ -58,19 +58,26 @@ def read_in_force(folder: Path) -> InForce:
     """Return the policy of a site's folder, its ledger verified.
 
     Raises:
-        DataError: the file is no policy.
+        DataError: the file is no policy, or there is neither a file nor a policy in the ledger.
         PrivacyError: the ledger was changed or cut.
     """
-    filed = load_policy(folder / POLICY)
-    written: Mapping[str, object] = json.loads(filed.canonical())
-    for row in reversed(verified_rows(folder)):
-        if isinstance(row.entry, Adopted):
-            adopted: Mapping[str, object] = json.loads(row.entry.policy)
-            old, new = _flat(adopted), _flat(written)
-            keys = [key for key in (*old, *new) if old.get(key) != new.get(key)]
-            changes = {key: (old.get(key), new.get(key)) for key in keys}
-            return InForce(adopted, row.entry.digest, row.number, filed.digest(), changes)
-    return InForce(written, filed.digest(), None, filed.digest(), {})
+    last = next(
+        (row for row in reversed(verified_rows(folder)) if isinstance(row.entry, Adopted)), None
+    )
+    lost = last is not None and not (folder / POLICY).exists()
+    filed = None if lost else load_policy(folder / POLICY)
+    digest = None if filed is None else filed.digest()
+    written: Mapping[str, object] = {} if filed is None else json.loads(filed.canonical())
+    if last is None or not isinstance(last.entry, Adopted):
+        return InForce(written, digest or "", None, digest, {})
+    adopted: Mapping[str, object] = json.loads(last.entry.policy)
+    old, new = _flat(adopted), _flat(written)
+    changes = {
+        key: (old.get(key), new.get(key))
+        for key in (*old, *new)
+        if filed is not None and old.get(key) != new.get(key)
+    }
+    return InForce(adopted, last.entry.digest, last.number, digest, changes)
 
 
 def show_in_force(found: InForce, console: Console, words: Console) -> None:
@@ -80,7 +87,9 @@ def show_in_force(found: InForce, console: Console, words: Console) -> None:
     console.out(tomli_w.dumps(_said(found.policy)).strip(), highlight=False)
     if found.row is None:
         words.out("The ledger has no policy yet: `fedward-site start` writes this one down.")
-    if not found.differs:
+    if found.file_digest is None:
+        words.out(f"{POLICY} is missing: write what is printed here back into it.")
+    if not found.differs or found.file_digest is None:
         return
     words.out(f"{POLICY} differs from what is in force:", highlight=False)
     for key, (old, new) in found.changes.items():

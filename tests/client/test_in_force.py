@@ -105,6 +105,25 @@ def test_the_latest_policy_of_the_ledger_counts(program: Program, tmp_path: Path
     assert (found["ledger_row"], found["digest"]) == (2, latest.digest())
 
 
+def test_a_file_that_was_lost_can_be_written_again_from_the_ledger(
+    program: Program, tmp_path: Path
+) -> None:
+    policy = written(tmp_path)
+    (tmp_path / "policy.toml").unlink()
+    ended = program("policy")
+    assert ended.code == 0
+    assert "policy.toml is missing" in ended.err
+    assert json.loads(program("policy", "--json").out)["file_digest"] is None
+    (tmp_path / "policy.toml").write_text(ended.out)
+    assert load_policy(tmp_path / "policy.toml") == policy
+    assert program("policy").err == ""
+
+
+def test_without_a_file_and_a_ledger_there_is_no_policy(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").unlink()
+    assert "policy.toml: cannot be read" in refused(program("policy"), 2)
+
+
 def test_a_ledger_that_was_changed_is_refused(program: Program, tmp_path: Path) -> None:
     written(tmp_path)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
