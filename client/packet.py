@@ -248,8 +248,12 @@ def _table(rows: Rows) -> Table:
         padding=(0, 2, 0, 0),
     )
     for place in range(len(rows.lines[0])):
-        title = rows.head[place] if rows.head else ""
-        table.add_column(title, overflow="fold", justify="right" if place in rows.right else "left")
+        table.add_column(
+            rows.head[place] if rows.head else "",
+            overflow="fold",
+            justify="right" if place in rows.right else "left",
+            no_wrap=place in rows.whole,
+        )
     for place, line in enumerate(rows.lines):
         table.add_row(*map(_text, line), style="bold" if place in rows.marked else None)
     return table

@@ -25,12 +25,14 @@ class Rows:
         head: titles of the columns; () for none.
         lines: of text, one a row; >= 1.
         right: columns that hold numbers.
+        whole: columns that are never broken over lines.
         marked: rows that are printed bold.
     """
 
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     right: Collection[int] = ()
+    whole: Collection[int] = ()
     marked: Collection[int] = ()
 
 
@@ -141,7 +143,7 @@ def _who_takes_part(packet: "Packet") -> Part:
     return Part(
         "Which hospitals take part",
         (
-            Rows(("hospital", "key in six words", ""), lines, marked=own),
+            Rows(("hospital", "key in six words", ""), lines, whole={1}, marked=own),
             f"Before you approve, compare the six words of {which} {len(others)} other hospitals "
             "with them, by telephone or face to face and not through the coordinator. A hospital "
             "that nobody knows may be the coordinator's own.",
