@@ -75,7 +75,7 @@ def read_budget(folder: Path) -> Budget:
         PrivacyError: the ledger was changed or cut, or a dataset of it has no ceiling.
     """
     policy = load_policy(folder / POLICY)
-    rows = _verified_rows(folder)
+    rows = verified_rows(folder)
     events = [row.entry for row in rows if isinstance(row.entry, Event)]
     for name in dict.fromkeys(event.dataset for event in events):
         if name not in policy.ceilings:
@@ -135,7 +135,7 @@ def show_budget(budget: Budget, console: Console, words: Console) -> None:
         )
 
 
-def _verified_rows(folder: Path) -> list[Row]:
+def verified_rows(folder: Path) -> list[Row]:
     """Return the ledger's rows; no file is made where there is none."""
     signed: list[Head] = []
     if (folder / HEADS).exists():

@@ -62,12 +62,14 @@ class Reply:
 class Channel:
     """One connection, kept open between requests, and made again when it was lost."""
 
-    def __init__(self, address: Address, body_max: int) -> None:
+    def __init__(self, address: Address, body_max: int, tls: ssl.SSLContext | None = None) -> None:
         """Open nothing yet.
 
         Args:
             address: of the server.
             body_max: bytes of a reply above which it is refused.
+            tls: None: what trusts the pinned authority alone. Another is for the one request that
+                asks for the authority (`client.post.fetch_authority`).
 
         Raises:
             DataError: the pinned authority is no certificate, or the proxy no address of one.
@@ -75,7 +77,7 @@ class Channel:
         self._address, self._body_max = address, body_max
         self._proxy = _proxy(address)
         try:
-            self._tls = site_context(address.authority)
+            self._tls = tls or site_context(address.authority)
         except ValueError as error:
             raise DataError(f"the pinned authority: {error}", "enrol again") from None
         self._line: http.client.HTTPSConnection | None = None

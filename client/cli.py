@@ -48,6 +48,31 @@ def budget(
         show_budget(found, Console(), console)
 
 
+_Dir = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="The site's folder. [.]", show_default=False)
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command()
+def policy(folder: _Dir = Path(), json_: _Json = False) -> None:
+    """Show the policy in force, its digest, and where the file differs from it."""
+    with program.errors(PROGRAM):
+        from rich.console import Console
+
+        from client.in_force import read_in_force, show_in_force
+
+        found = read_in_force(folder)
+        if json_:
+            _print(found.document())
+            return
+        show_in_force(found, Console(), Console(stderr=True))
+
+
+def _print(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def main() -> None:
     """Run the program."""
     program.run(app, PROGRAM)

@@ -8,11 +8,13 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from client.hours import DAYS, Window, is_open, opening, read_window
 from privacy.accounting import Event
 from privacy.budget import Ceiling, check_unit
 from privacy.chain import Row
@@ -24,10 +26,12 @@ from shared_models.study import Study, is_exact, is_trusting
 
 POLICY_BYTES_MAX = 1 << 16
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Task = Literal["tabular", "image", "series", "sequence"]
+Mode = Literal["local", "distributed"]
 
 
 class Policy(Section):
-    """What the data steward allows.
+    """What the data steward allows. Left out, a limit is the study's own matter.
 
     Attributes:
         dataset: the steward's name of the patient population that the records are of; ledger
@@ -35,8 +39,14 @@ class Policy(Section):
         ceilings: what each population may spend, over all studies and years; a policy without any
             is for simulations.
         min_sites: fewest hospitals in a sum that this site takes part in.
-        epsilon_per_study: largest epsilon of one study, of training and of evaluation each; None
-            leaves it to the study.
+        epsilon_per_study: largest epsilon of one study, of training and of evaluation each.
+        tasks: what may be learnt.
+        modes: how training may be private.
+        unconfirmed_max: most hospitals of a study whose fingerprint was not compared by another
+            channel; the rule of `client.approval` stands beside it.
+        hours: windows of the week, by this machine's clock, in which records may be read, as
+            "mon-fri 20:00-06:00"; none are all. What was begun in one is finished.
+        cpu_threads: most threads that train.
         allow_exact_release: whether evaluations may be released without noise: held-out patients
             are then protected by summing alone.
         allow_no_privacy: whether a study without differential privacy may run: simulation only.
@@ -46,8 +56,20 @@ class Policy(Section):
     ceilings: dict[Dataset, Ceiling] = Field(default_factory=dict)
     min_sites: int = 3
     epsilon_per_study: float | None = None
+    tasks: tuple[Task, ...] | None = Field(None, min_length=1)
+    modes: tuple[Mode, ...] | None = Field(None, min_length=1)
+    unconfirmed_max: int | None = Field(None, ge=0)
+    hours: tuple[str, ...] = ()
+    cpu_threads: int | None = Field(None, ge=1)
     allow_exact_release: bool = False
     allow_no_privacy: bool = False
+
+    @field_validator("hours")
+    @classmethod
+    def _windows(cls, hours: tuple[str, ...]) -> tuple[str, ...]:
+        for text in hours:
+            read_window(text)
+        return hours
 
     @model_validator(mode="after")
     def _own_ceiling(self) -> Self:
@@ -59,6 +81,11 @@ class Policy(Section):
     def ceiling(self) -> Ceiling | None:
         """The ceiling of the dataset in use; None in a simulation."""
         return self.ceilings.get(self.dataset)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The hours of work; none stand for all."""
+        return tuple(read_window(text) for text in self.hours)
 
     def canonical(self) -> str:
         """Return the canonical JSON: defaults filled in, keys sorted."""
@@ -135,11 +162,11 @@ def check(policy: Policy, study: Study) -> None:
         PrivacyError: says which limit, what the study asks and what is allowed.
     """
     privacy = study.privacy
+    if policy.tasks is not None and study.task not in policy.tasks:
+        raise _refusal("task", " or ".join(policy.tasks), study.task)
     if study.aggregation.min_sites < policy.min_sites:
-        raise PrivacyError(
-            f"aggregation.min_sites: expected >= {policy.min_sites} by this site's policy, "
-            f"got {study.aggregation.min_sites}; no record was read"
-        )
+        asked_sites = str(study.aggregation.min_sites)
+        raise _refusal("aggregation.min_sites", f">= {policy.min_sites}", asked_sites)
     if policy.ceilings and study.aggregation.masking == "none":
         raise PrivacyError("aggregation.masking: expected fsa1, got none; no record was read")
     if isinstance(privacy, NoPrivacy):
@@ -148,23 +175,49 @@ def check(policy: Policy, study: Study) -> None:
                 "privacy.mode: expected local or distributed, got none; no record was read"
             )
         return
+    if policy.modes is not None and privacy.mode not in policy.modes:
+        raise _refusal("privacy.mode", " or ".join(policy.modes), privacy.mode)
     if is_trusting(study) and not policy.allow_exact_release:
-        raise PrivacyError(
-            "evaluation.release: expected noised by this site's policy, got exact; "
-            "no record was read"
-        )
+        raise _refusal("evaluation.release", "noised", "exact")
     asked = [("privacy.epsilon", privacy.epsilon)]
     if not is_exact(study):
         asked.append(("evaluation.epsilon", study.evaluation.epsilon))
     limit = policy.epsilon_per_study
     for name, epsilon in asked:
         if limit is not None and not (epsilon is not None and epsilon <= limit):
-            raise PrivacyError(
-                f"{name}: expected <= {limit} by this site's policy, got {epsilon}; "
-                "no record was read"
-            )
+            raise _refusal(name, f"<= {limit}", str(epsilon))
     if policy.ceiling is not None:
         check_unit(privacy.unit, policy.ceiling)
+
+
+def check_hours(policy: Policy, now: datetime) -> None:
+    """Refuse to begin work outside of the policy's hours.
+
+    Args:
+        policy: with its windows.
+        now: by the wall clock of the site's machine.
+
+    Raises:
+        PrivacyError: it is outside, whatever the work is.
+    """
+    windows = policy.windows
+    if not is_open(windows, now):
+        again = opening(windows, now)
+        raise _refusal(
+            "hours",
+            " or ".join(policy.hours),
+            f"{DAYS[now.weekday()]} {now:%H:%M}",
+            f"the site works again from {DAYS[again.weekday()]} {again:%H:%M}",
+        )
+
+
+def limit_threads(policy: Policy) -> None:
+    """Let torch use no more threads than the policy says, and never more than it used before."""
+    if policy.cpu_threads is None:
+        return
+    import torch  # only now: commands that print a policy do not need it
+
+    torch.set_num_threads(min(policy.cpu_threads, torch.get_num_threads()))
 
 
 def check_delta(policy: Policy, study: Study, units: int) -> None:
@@ -194,3 +247,9 @@ def check_delta(policy: Policy, study: Study, units: int) -> None:
                 f"got {delta:g}; the site is not enrolled, and nothing was sent",
                 "a delta far below one in the number of patients is usual",
             )
+
+
+def _refusal(key: str, expected: str, got: str, hint: str = "") -> PrivacyError:
+    return PrivacyError(
+        f"{key}: expected {expected} by this site's policy, got {got}; no record was read", hint
+    )

@@ -6,20 +6,18 @@ It knows no network and no masks: what it returns are integers that are ready to
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from client.control import load_control, store_control
 from client.folder import LEDGER
-from client.policy import Policy, check
+from client.policy import Policy, check, check_hours
 from client.training import Tensors, Trainer
 from privacy.accounting import Event
 from privacy.budget import Planned, check_debit
-from privacy.dpsgd import Mechanism
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError, ProtocolError
 from privacy.heads import EMPTY
@@ -27,6 +25,7 @@ from privacy.ledger import Ledger
 from privacy.ring import Ring
 from privacy.stream import KEY_BYTES, Stream
 from shared_models.cells import count_cells
+from shared_models.debits import Phase, sites_of, study_events
 from shared_models.inputs import loss_kind
 from shared_models.lanes import WEIGHT_SCALE, Lanes, count_training, site_weight
 from shared_models.noised_cells import count_noised_cells
@@ -37,7 +36,6 @@ from shared_models.strategies import State, moment_names
 from shared_models.study import Study
 from shared_models.tasks import target_range
 
-Phase = Literal["train", "evaluate"]
 # (purpose, round, step) -> 32 bytes; mode distributed has one step a round, and gives the attempt
 # in its place. A deployment ignores the arguments and asks the system.
 Entropy = Callable[[str, int, int], bytes]
@@ -127,6 +125,7 @@ class Site:
             ProtocolError: the order does not fit the study; no record was read.
         """
         check(self._policy, self._study)
+        check_hours(self._policy, datetime.now())
         if not 1 <= number <= self._study.rounds:
             raise ProtocolError(
                 f"expected a round from 1 to {self._study.rounds}, got {number}; nothing was sent"
@@ -239,53 +238,3 @@ class Site:
                 f"expected an attempt that was not debited before, got round {number} to {phase}, "
                 f"attempt {attempt}, again; no record was read"
             )
-
-
-def study_events(
-    study: Study, mechanism: Mechanism | None, dataset: str, encoding: Encoding | Ring
-) -> dict[Phase, Event]:
-    """Return what one round to train, and one to evaluate, costs a site; neither in mode none.
-
-    Args:
-        study: as approved.
-        mechanism: of a private step; None in mode none.
-        dataset: the steward's name of the records.
-        encoding: says how many sites may be summed, and how much noise they add together.
-    """
-    privacy = study.privacy
-    if mechanism is None or isinstance(privacy, NoPrivacy):
-        return {}
-    ring = encoding if isinstance(encoding, Ring) else None
-    train = Event(
-        study=study.digest(),
-        dataset=dataset,
-        unit=privacy.unit,
-        sampling_rate=mechanism.sampling_rate,
-        noise_multiplier=ring.noise_multiplier if ring else mechanism.noise_multiplier,
-        clipping_norm=mechanism.clipping_norm,
-        steps=study.training.local_steps or 1,
-        denominator=float(mechanism.expected_batch),
-        mode=privacy.mode,
-        slack=ring.slack if ring else 0.0,
-        versions={name: version(name) for name in ("fedward", "torch", "opacus")},
-    )
-    cells = cell_noise(study, sites_of(encoding))
-    if cells is None:
-        return {"train": train}
-    evaluate = train.model_copy(
-        update={
-            "phase": "evaluate",
-            "sampling_rate": 1.0,  # every held-out unit is looked at, every time
-            "noise_multiplier": cells.noise_multiplier,
-            "clipping_norm": cells.sensitivity,
-            "steps": 1,
-            "denominator": 1.0,
-            "slack": cells.slack,
-        }
-    )
-    return {"train": train, "evaluate": evaluate}
-
-
-def sites_of(encoding: Encoding | Ring) -> int:
-    """Return how many sites a sum may have."""
-    return encoding.shares.sites if isinstance(encoding, Ring) else encoding.count_sites

@@ -16,7 +16,6 @@ from privacy.sampling import poisson_sample
 from privacy.stream import Stream
 from shared_models.inputs import loss_kind
 from shared_models.registry import build_network
-from shared_models.ring import planned_noise
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State
 from shared_models.study import Study
@@ -319,22 +318,3 @@ def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:
             if left == 0:
                 return
         epoch += 1
-
-
-def planned_mechanism(study: Study) -> Mechanism | None:
-    """Return the private step's parameters, all public; None in mode none.
-
-    The noise multiplier covers every round and every spare attempt of the study; in mode
-    distributed it is that of the whole sum, and no site adds it alone.
-    """
-    privacy = study.privacy
-    if isinstance(privacy, NoPrivacy):
-        return None
-    return Mechanism(
-        clipping_norm=privacy.clipping_norm,
-        noise_multiplier=planned_noise(study),
-        sampling_rate=privacy.sampling_rate,
-        expected_batch=privacy.expected_batch,
-        unit=privacy.unit,
-        clipping=privacy.clipping,
-    )

@@ -1,6 +1,6 @@
-"""The rows of a site's ledger as a chain: canonical texts, each hashed with the row before it.
+"""What the rows of a site's ledger say: events and policies, each as one canonical text.
 
-It opens no file: ``privacy.ledger`` keeps the rows, in SQLite.
+It opens no file: ``privacy.ledger`` keeps the rows, in a chain (``privacy.chainfile``).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from privacy.accounting import Event
-from privacy.errors import PrivacyError
+from privacy.chainfile import Link, changed
 from privacy.heads import Head
 
 
@@ -52,23 +52,10 @@ def canonical(entry: Entry) -> str:
     return json.dumps(entry.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def row_digest(previous: str, number: int, key: str, text: str) -> str:
-    """Return SHA-256, in hex, of the previous digest and this row's canonical JSON."""
-    row = json.dumps([number, key, text], separators=(",", ":"))
-    return hashlib.sha256(bytes.fromhex(previous) + row.encode()).hexdigest()
-
-
-def checked(values: tuple[object, ...], before: Head) -> Row:
-    """Return the row after ``before``, or raise PrivacyError naming the first that is wrong."""
-    number, key, text, digest = values
-    expected = before.rows + 1
-    if not isinstance(number, int) or number != expected:
-        raise PrivacyError(f"expected ledger row {expected}, got row {number}: the chain is broken")
-    if isinstance(key, str) and isinstance(text, str) and isinstance(digest, str):
-        try:
-            sound = row_digest(before.digest, number, key, text) == digest
-            if sound:
-                return Row(number, key, _ENTRY.validate_json(text), digest)
-        except ValueError:  # a digest that is no hex, or an event of another shape
-            pass
-    raise PrivacyError(f"expected the digest of ledger row {number} to hold, got a changed row")
+def row_of(link: Link) -> Row:
+    """Return what a link of the ledger says, or raise PrivacyError: it is no entry."""
+    try:
+        entry = _ENTRY.validate_json(link.text)
+    except ValueError:  # sound in itself, so another program wrote it
+        raise changed("ledger", link.number) from None
+    return Row(link.number, link.key, entry, link.digest)

@@ -6,25 +6,19 @@ reads no policy: whoever debits may bring a check that runs inside the transacti
 disk before a record is read, so that a crash can cost one debit too many and never one too few.
 """
 
-import os
-import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from privacy.accounting import Event
-from privacy.chain import Adopted, Entry, Row, canonical, checked, row_digest
+from privacy.chain import Adopted, Entry, Row, canonical, row_of
+from privacy.chainfile import ChainFile, through
 from privacy.errors import PrivacyError
-from privacy.heads import EMPTY, Head
+from privacy.heads import Head
 
 _VERSION = 1  # of the table and of what is hashed (`privacy.chain`)
-_WAIT_S = 60.0  # another process may be verifying a long history inside its transaction
 _KEY_LENGTH = 500
-_COLUMNS = "SELECT number, key, event, digest FROM events"
-
 
 Check = Callable[[Sequence[Event]], None]
 
@@ -42,18 +36,8 @@ class Ledger:
         Raises:
             PrivacyError: it is not a ledger of this version, or it cannot be opened or written.
         """
-        self.path = path
-        with self._failing("nothing was read"):
-            # Not when it is there: to close it would drop the locks that this process has on it.
-            if not path.exists():
-                _create(path)
-            os.chmod(path, 0o600)  # SQLite's side files take it over
-            self._connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
+        self._file = ChainFile(path, "ledger", _VERSION)
+        self._connection = self._file.connection
 
     def debit(
         self, event: Event, key: str, *, allow: Check | None = None, under: str | None = None
@@ -81,21 +65,21 @@ class Ledger:
         if not 1 <= len(key) <= _KEY_LENGTH:
             raise ValueError(f"expected a key of 1 to {_KEY_LENGTH} characters, got {len(key)}")
         text = canonical(event)
-        with self._failing("nothing was debited"), self._transaction():
-            found = self._connection.execute(f"{_COLUMNS} WHERE key = ?", (key,)).fetchone()
+        with self._file.failing("nothing was debited"), self._file.transaction():
+            found = self._file.find(key)
             if found is not None:
-                if found[2] != text:
+                if found.text != text:
                     raise PrivacyError(
-                        f"expected the event of row {found[0]}, which holds this key, got another; "
-                        "nothing was debited"
+                        f"expected the event of row {found.number}, which holds this key, got "
+                        "another; nothing was debited"
                     )
-                return self._row_in_place(found)
+                return row_of(found)
             if allow is not None or under is not None:
                 entries = [row.entry for row in self._rows()]
                 _check_adopted(entries, under)
                 if allow is not None:
                     allow([*(e for e in entries if isinstance(e, Event)), event])
-            return self._append(key, event)
+            return row_of(self._file.append(key, text))
 
     def adopt(self, policy: str, *, allow: Check | None = None) -> Row | None:
         """Write down that the policy of this canonical text is in force, unless it is already.
@@ -111,14 +95,14 @@ class Ledger:
             PrivacyError: ``allow`` refused, a row is wrong, or the disk failed. Nothing changed.
         """
         entry = Adopted(policy=policy)
-        with self._failing("the policy was not adopted"), self._transaction():
+        with self._file.failing("the policy was not adopted"), self._file.transaction():
             rows = list(self._rows())
             last = next((r.entry for r in reversed(rows) if isinstance(r.entry, Adopted)), None)
             if last == entry:
                 return None
             if allow is not None:
                 allow([row.entry for row in rows if isinstance(row.entry, Event)])
-            return self._append(f"policy/{len(rows) + 1}", entry)
+            return row_of(self._file.append(f"policy/{len(rows) + 1}", canonical(entry)))
 
     def events(self, dataset: str | None = None, study: str | None = None) -> list[Event]:
         """Return the events, oldest first, of one dataset or study or of all, verified.
@@ -135,13 +119,13 @@ class Ledger:
 
     def rows(self) -> list[Row]:
         """Return all rows, oldest first; raise PrivacyError, naming the row, where one is wrong."""
-        with self._failing("nothing was read"):
+        with self._file.failing("nothing was read"):
             return list(self._rows())
 
     def head(self) -> Head:
         """Return the end of the chain (its last row is checked), to be kept by peers and server."""
-        with self._failing("nothing was read"):
-            return self._last()
+        with self._file.failing("nothing was read"):
+            return self._file.last()
 
     def verify(self, *known: Head) -> Head:
         """Check every row, and that the chain goes through each of ``known``; return its end.
@@ -153,26 +137,11 @@ class Ledger:
         Raises:
             PrivacyError: the first wrong row is named.
         """
-        kept: dict[int, list[Head]] = {}
-        for one in known:
-            kept.setdefault(one.rows, []).append(one)
-        head = EMPTY
-        for row in self.rows():
-            head = row.head
-            if any(one.wire() != head.wire() for one in kept.get(head.rows, ())):
-                raise PrivacyError(
-                    f"expected the countersigned chain, got another at row {row.number}"
-                )
-        longest = max(kept, default=0)
-        if head.rows < longest:
-            raise PrivacyError(
-                f"expected {longest} rows or more, got {head.rows}: row {head.rows + 1} is gone"
-            )
-        return head
+        return through(self.rows(), known)
 
     def close(self) -> None:
         """Close the file; the ledger cannot be used any more."""
-        self._connection.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,102 +154,9 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _prepare(self) -> None:
-        """Refuse a file of another kind; wait for the disk at every commit from now on."""
-        run = self._connection.execute
-        version = run("PRAGMA user_version").fetchone()[0]
-        if version != _VERSION:
-            raise PrivacyError(
-                f"expected a ledger of version {_VERSION}, got another kind of file or version "
-                f"{version}; nothing was read"
-            )
-        if run("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise PrivacyError("expected a write-ahead log, got none; nothing was read")
-        run("PRAGMA synchronous = FULL")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Hold the write lock for the block: one process at a time, all of it or nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
-    @contextmanager
-    def _failing(self, became: str) -> Iterator[None]:
-        """Turn what SQLite and the file system raise into one line that says what ``became``."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise PrivacyError(
-                f"expected a ledger that can be read and written at '{self.path.name}', got "
-                f"{type(error).__name__}: {error}; {became}"
-            ) from error
-
-    def _append(self, key: str, entry: Entry) -> Row:
-        """Write the next row; within a transaction."""
-        text, last = canonical(entry), self._last()
-        number = last.rows + 1
-        digest = row_digest(last.digest, number, key, text)
-        self._connection.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?)", (number, key, text, digest)
-        )
-        return Row(number, key, entry, digest)
-
     def _rows(self) -> Iterator[Row]:
         """Yield the rows in order, each checked against the one before."""
-        before = EMPTY
-        for values in self._connection.execute(f"{_COLUMNS} ORDER BY number"):
-            row = checked(values, before)
-            before = row.head
-            yield row
-
-    def _last(self) -> Head:
-        """Return the end of the chain, its last row checked against the one before."""
-        newest = self._connection.execute(f"{_COLUMNS} ORDER BY number DESC LIMIT 1").fetchone()
-        return EMPTY if newest is None else self._row_in_place(newest).head
-
-    def _row_in_place(self, values: tuple[object, ...]) -> Row:
-        """Return one row, checked against the row before it."""
-        found = self._connection.execute(
-            "SELECT number, digest FROM events WHERE number = ? - 1", (values[0],)
-        ).fetchone()
-        return checked(values, EMPTY if found is None else Head(int(found[0]), str(found[1])))
-
-
-_EMPTY_LEDGER = f"""
-PRAGMA synchronous = OFF;  -- the finished file is synced once, before it gets its name
-PRAGMA journal_mode = WAL;
-CREATE TABLE events (
-    number INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    event TEXT NOT NULL,
-    digest TEXT NOT NULL UNIQUE
-) STRICT;
-PRAGMA user_version = {_VERSION};
-"""
-
-
-def _create(path: Path) -> None:
-    """Put an empty ledger at ``path``, mode 0600, whole or not at all; one that is there stays."""
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-            connection.executescript(_EMPTY_LEDGER)
-        os.fsync(descriptor)
-        with suppress(FileExistsError):  # another process was first
-            os.link(draft, path)
-    finally:
-        os.unlink(draft)
-        os.close(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name too must outlive a power cut
-    finally:
-        os.close(folder)
+        return map(row_of, self._file.links())
 
 
 def _check_adopted(entries: Sequence[Entry], under: str | None) -> None:

@@ -5,13 +5,13 @@ Vectors are safetensors, the rest JSON. It holds sums and what follows from them
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from privacy.errors import DataError, ProtocolError
+from shared_models.durable import write_durably
 from shared_models.strategies import State, read_state, state_bytes
 
 Row = Mapping[str, object]  # plain JSON
@@ -111,18 +111,3 @@ def _read(folder: Path, document: Any, parameters: int) -> Checkpoint:
         spent_attempts=document["spent_attempts"],
         stopped=document["stopped"],
     )
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file aside, sync it, rename it over ``path`` and sync the folder."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

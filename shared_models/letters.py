@@ -34,12 +34,18 @@ class _Question(Section):
 
 
 class Enrol(_Question):
-    """A site's keys, with the secret of its invitation; signed under ``public`` itself."""
+    """A site's keys, with the secret of its invitation; signed under ``public`` itself.
+
+    Attributes:
+        look: only the study is asked for: nobody is enrolled and the secret stays good, so that a
+            site can hold its policy and its records against the study before it is a member.
+    """
 
     kind: Literal["enrol"] = "enrol"
     secret: Nonce = Field(repr=False)
     public: Key  # Ed25519, of the site
     node: str = Field(max_length=1000)  # EC P-384 in PEM, of its requests alone
+    look: bool = False
 
 
 class Ask(_Question):
@@ -75,11 +81,18 @@ class _Answer(Section):
 
 
 class Enrolled(_Answer):
-    """The site's place: its node in the fleet, and the study in canonical JSON."""
+    """The site's place, and what it takes to make the study's plan.
+
+    Attributes:
+        node: its number in the fleet; 0 to a look.
+        study: in canonical JSON.
+        first_model: SHA-256 of the first state, which the plan names.
+    """
 
     kind: Literal["enrolled"] = "enrolled"
     node: int
     study: str
+    first_model: Digest
 
 
 class SiteNews(Section):

@@ -228,6 +228,27 @@ def parse_study(document: Mapping[str, Any], source: str = "study") -> Study:
         ) from error
 
 
+def read_canonical(text: str) -> Study:
+    """Return the study of a canonical JSON, as it travels; nothing else is accepted.
+
+    Raises:
+        StudyError: it is another text, or one in another form.
+    """
+    try:
+        document = json.loads(text)
+        data = document["data"]
+        data["columns"] = {one.pop("name"): one for one in data["columns"]}
+        for column in data["columns"].values():
+            if column["kind"] == "series":
+                column["variables"] = {one.pop("name"): one for one in column["variables"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise StudyError("study: expected canonical JSON, got something else") from None
+    study = parse_study(document)
+    if study.canonical() != text:  # a name that stands twice, a blank, a default left out
+        raise StudyError("study: expected canonical JSON, got another form")
+    return study
+
+
 def _override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")

@@ -132,7 +132,8 @@ def _run(
     out = out or Path("runs") / study.name
     claim(out, study, resume=resume, replace=replace)
     # Only now: torch and flwr take seconds to import, and a bad study should not wait for them.
-    from simulations.outcome import read_metrics, write_outcome
+    from server.metrics import read_metrics
+    from simulations.outcome import write_outcome
     from simulations.progress import live_progress
     from simulations.report import write_report
     from simulations.run import simulate

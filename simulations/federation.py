@@ -15,7 +15,7 @@ from client.app import Answer, make_app
 from client.lineage import Lineage
 from client.masked import KINDS, Participant
 from client.policy import Policy
-from client.site import Phase, Site, study_events
+from client.site import Site
 from client.training import Trainer
 from privacy.accounting import Event
 from privacy.encoding import Encoding
@@ -23,6 +23,7 @@ from privacy.ring import Ring
 from server.app import make_exchange
 from server.masked import MaskedSum
 from server.rounds import Exchange, Summation
+from shared_models.debits import Phase, study_events
 from shared_models.lanes import evaluate_lanes, train_lanes
 from shared_models.plan import count_values
 from shared_models.sections import NoPrivacy

@@ -3,9 +3,6 @@
 It computes figures from predictions and ledgers; pictures and words are the report's.
 """
 
-import csv
-import io
-import json
 import platform
 import resource
 import sys
@@ -18,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 
-from client.site import Phase
-from privacy.accounting import Event, Spent, epsilon
+from privacy.accounting import Event, Spent
 from privacy.ledger import Ledger
-from privacy.ring import MARGIN, Ring, Shares
-from server.checkpoint import Checkpoint, write_durably
+from privacy.ring import Ring
+from server.checkpoint import Checkpoint
+from server.metrics import MetricsFile, read_metrics, write_rows
 from shared_models.cells import Targets
-from shared_models.inputs import input_spec, loss_kind
+from shared_models.durable import write_durably
+from shared_models.guarantee import cost, guarantee
+from shared_models.inputs import loss_kind
 from shared_models.metrics import METRICS, Figure, exact_metrics
-from shared_models.release import cell_noise
+from shared_models.model_file import DESCRIPTION, MODEL, description, json_bytes
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study
 from shared_models.tasks import target_range
@@ -35,12 +34,6 @@ from simulations.federation import Traffic
 
 Document = dict[str, object]
 PACKAGES = ("fedward", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
-
-TRUST = {
-    "local": "nobody outside a site: each site's update is private by itself, against the server, "
-    "the other sites and every reader of the model",
-    "none": "every reader of the model: without differential privacy it may reveal records",
-}
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,11 @@ class Outcome:
         """Return the exact metrics of the released model on the pooled hold-out."""
         return _exact(self.study, self.targets, self.predictions)
 
+    def privacy(self) -> Document:
+        """Return what was debited, and what that promises."""
+        summed = self.study.aggregation.cohort or len(self.sites)
+        return guarantee(self.study, summed, self.spent, self.peers, self.ring)
+
     def results(self) -> Document:
         """Return the content of results.json."""
         data = self.study.data
@@ -103,7 +101,7 @@ class Outcome:
             "sites_metrics": self._sites_metrics(),
             "baselines": self.baselines
             and {name: _figures(figures) for name, figures in self.baselines.items()},
-            "privacy": self._privacy(),
+            "privacy": self.privacy(),
             "curves": {
                 **curves(
                     kind, data.classes, self.targets, self.predictions, bounds=target_range(data)
@@ -127,112 +125,17 @@ class Outcome:
             metrics[name] = {"n": int(own.sum()), **{k: f.value for k, f in found.items()}}
         return metrics
 
-    def _privacy(self) -> Document:
-        mode = self.study.privacy.mode
-        spent = self.spent
-        return {
-            "mode": mode,
-            "unit": spent.unit if spent else None,
-            "adjacency": spent.adjacency if spent else None,
-            "epsilon": spent.epsilon if spent else None,
-            "delta": spent.delta if spent else None,
-            "rdp_epsilon": spent.rdp_epsilon if spent else None,
-            "accountant": spent.accountant if spent else None,
-            "trusted": TRUST[mode] if self.ring is None else self._trusted(self.ring.shares),
-            **self._noise(),
-            "evaluation": self._evaluation(),
-        }
-
-    def _evaluation(self) -> Document:
-        """Return how evaluations are released, and what protects the held-out records."""
-        noise = cell_noise(self.study, self.study.aggregation.cohort or len(self.sites))
-        if noise is None:
-            return {"release": "exact", "epsilon": None, "cells": None, "deviation": None}
-        return {
-            "release": "noised",
-            "epsilon": self.study.evaluation.epsilon,
-            "cells": noise.cells,
-            "deviation": noise.deviation(noise.sites),  # of a cell's sum over all sites, in counts
-        }
-
-    def _trusted(self, shares: Shares) -> str:
-        if self.study.aggregation.masking == "none":
-            return "the server, which is sent every site's vector with a share of the noise only"
-        return (
-            f"of the {shares.answers} or more sites in a sum, all but {shares.colluders} to add "
-            "their share of the noise and keep it to themselves; not the server, as long as it "
-            "follows the protocol, and no reader of the model"
-        )
-
-    def _noise(self) -> Document:
-        """Return what mode distributed adds: who carries the noise, and what peers could learn."""
-        if self.ring is None or self.peers is None:
-            return {}
-        shares, sums = self.ring.shares, self.ring.sums
-        return {
-            "noise": {
-                "sites": shares.sites,
-                "answers": shares.answers,
-                "colluders": shares.colluders,
-                "sampling_rate": sums.sampling_rate,
-                "margin": MARGIN,
-            },
-            "against_sites": {
-                "sites": knowing_sites(shares),
-                "epsilon": self.peers.epsilon,
-                "delta": self.peers.delta,
-                "rdp_epsilon": self.peers.rdp_epsilon,
-            },
-        }
-
-
-def knowing_sites(shares: Shares) -> int:
-    """Return how many sites may put together what they know of the noise: never none."""
-    return max(shares.colluders, 1)
-
 
 def write_outcome(outcome: Outcome, folder: Path) -> Document:
     """Write results.json, the model with its description and the study; return the results."""
     results = outcome.results()
     study = outcome.study
-    spec = input_spec(study)
-    model = {
-        "study": study.document(),
-        "study_digest": study.digest(),
-        "input": {"kind": spec.kind, "shape": list(spec.shape), "names": list(spec.names)},
-        "classes": list(study.data.classes),
-        "privacy": results["privacy"],
-    }
-    write_durably(folder / "model.safetensors", outcome.model)
-    write_durably(folder / "model.json", json_bytes(model))
+    model = description(study, outcome.privacy())
+    write_durably(folder / MODEL, outcome.model)
+    write_durably(folder / DESCRIPTION, json_bytes(model))
     write_durably(folder / "study.toml", tomli_w.dumps(study.document()).encode())
     write_durably(folder / "results.json", json_bytes(results))
     return results
-
-
-def json_bytes(document: Mapping[str, object]) -> bytes:
-    """Return a document as indented JSON; NaN is refused, undefined is null."""
-    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-
-
-class MetricsFile:
-    """metrics.csv: one row a round, flushed as it goes; a resumed run keeps the rows it has."""
-
-    def __init__(self, path: Path, columns: Sequence[str], rounds: int) -> None:
-        """Keep the rows of the first ``rounds`` rounds of an earlier run."""
-        self._path, self._columns = path, list(columns)
-        kept: list[dict[str, str]] = []
-        if path.exists() and rounds:
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["round"]) <= rounds]
-        self.last = int(kept[-1]["round"]) if kept else 0
-        _write_rows(path, self._columns, kept)  # in one piece: a kill here must not lose the rows
-
-    def add(self, row: Mapping[str, object]) -> None:
-        """Append one row; columns that it lacks stay empty."""
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
-        self.last = int(str(row["round"]))
 
 
 def open_metrics(study: Study, folder: Path, rounds: int) -> MetricsFile:
@@ -250,16 +153,7 @@ def join_metrics(folds: Sequence[Path], folder: Path) -> None:
         for row in read_metrics(fold):
             rounds.setdefault(row["round"] or 0.0, []).append(row)
     rows = [_mean_row(rounds[number]) for number in sorted(rounds)]
-    _write_rows(folder / "metrics.csv", list(rows[0]) if rows else ["round"], rows)
-
-
-def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """Return the rows of metrics.csv; an empty field is None."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {name: float(text) if text else None for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    write_rows(folder / "metrics.csv", list(rows[0]) if rows else ["round"], rows)
 
 
 def _mean_row(rows: Sequence[Mapping[str, float | None]]) -> dict[str, object]:
@@ -269,14 +163,6 @@ def _mean_row(rows: Sequence[Mapping[str, float | None]]) -> dict[str, object]:
         mean[name] = float(np.mean(known)) if known else None
     mean["round"] = int(rows[0]["round"] or 0)
     return mean
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_durably(path, text.getvalue().encode())
 
 
 def spent_in(study: Study, folder: Path, sites: Sequence[str], noise: float = 1.0) -> Spent | None:
@@ -290,27 +176,8 @@ def spent_in(study: Study, folder: Path, sites: Sequence[str], noise: float = 1.
     for site in sites:  # many sites have the same history: compose it once
         events = _events(folder / site, study)
         histories[tuple(event.model_dump_json() for event in events)] = events
-    costs = [
-        epsilon([_with_noise(event, noise) for event in events], study.privacy.delta)
-        for events in histories.values()
-    ]
+    costs = [cost(events, study, noise) for events in histories.values()]
     return max(costs, key=lambda spent: spent.epsilon)
-
-
-def planned_epsilon(
-    study: Study, events: Mapping[Phase, Event], times: Mapping[Phase, int]
-) -> float | None:
-    """Return what so many debits of each event cost; None in mode none."""
-    if isinstance(study.privacy, NoPrivacy) or not events:
-        return None
-    debits = [event for phase, event in events.items() for _ in range(times[phase])]
-    return epsilon(debits, study.privacy.delta).epsilon
-
-
-def _with_noise(event: Event, part: float) -> Event:
-    # The slack of less noise is larger: with 1 / mu^2 at most (privacy.ring.Ring.slack).
-    noise, slack = event.noise_multiplier * part, event.slack / part**4
-    return event.model_copy(update={"noise_multiplier": noise, "slack": slack})
 
 
 def peak_rss_mb() -> float:

@@ -15,6 +15,7 @@ from client.data.holdout import enrolled_fraction, fold_of, held_out, kept
 from client.data.read import read_records, read_sites
 from client.data.records import Records, join
 from client.site import Split
+from client.split import by_patient
 from client.training import Tensors
 from privacy.errors import DataError, StudyError
 from shared_models.sections import SITES_MIN, DistributedPrivacy
@@ -33,7 +34,8 @@ class Pool:
         sites: names, in order.
         inputs: (N, *shape) of all records.
         targets: (N,).
-        patients: (N,) index of the patient within its site's training records, or None.
+        patients: (N,) index of the patient within its side of its site where patients are the unit,
+            else None.
         starts: (S,) first record of each site.
         splits: (S,) first held-out record of each site.
         ends: (S,) one past the last record of each site.
@@ -137,12 +139,13 @@ def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
         ends.append(position)
         order += [train, rest]
     everyone = records.take(np.concatenate(order) if order else np.empty(0, dtype=np.int64))
-    slices = [slice(start, middle) for start, middle in zip(starts, splits, strict=True)]
+    sides = [*zip(starts, splits, strict=True), *zip(splits, ends, strict=True)]
+    slices = [slice(first, last) for first, last in sides]
     return Pool(
         sites=tuple(name for name, _ in gathered.sites),
         inputs=torch.from_numpy(everyone.inputs),
         targets=torch.from_numpy(everyone.targets),
-        patients=_patients(everyone, slices) if study.data.patient is not None else None,
+        patients=_patients(everyone, slices) if by_patient(study) else None,
         starts=np.array(starts),
         splits=np.array(splits),
         ends=np.array(ends),
@@ -153,14 +156,14 @@ def _enrolled(study: Study, records: Records, train: Rows, key: bytes) -> Rows:
     privacy = study.privacy
     if not isinstance(privacy, DistributedPrivacy):
         return train
-    patients = records.patients if privacy.unit == "patient" else None
+    patients = records.patients if by_patient(study) else None
     units = len(train) if patients is None else len(np.unique(patients[train]))
     fraction = enrolled_fraction(units, privacy.records_max)
     return train if fraction == 1 else train[kept(records.take(train), fraction, key)]
 
 
 def _patients(records: Records, slices: Sequence[slice]) -> npt.NDArray[np.int64] | None:
-    """Number the patients of each site's training records from 0, without gaps."""
+    """Number the patients on each side of each site from 0, without gaps."""
     if records.patients is None:
         return None
     numbered = np.zeros(len(records), dtype=np.int64)

@@ -17,7 +17,7 @@ from rich.table import Column
 from shared_models.inputs import loss_kind
 from shared_models.metrics import HEADLINE
 from shared_models.study import Study
-from simulations.wording import show_epsilon
+from shared_models.wording import show_epsilon
 
 if TYPE_CHECKING:
     from simulations.run import Progress as Step

@@ -14,8 +14,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy.errors import DataError
+from shared_models import wording
 from shared_models.metrics import HEADLINE
-from simulations import plots, wording
+from simulations import plots
+from simulations.wording import (
+    BASELINES,
+    COVERS,
+    exposures,
+    headline,
+    reading,
+    release_words,
+    result,
+    warnings,
+)
 
 Json = Mapping[str, Any]
 Rows = Sequence[Json]
@@ -81,17 +92,17 @@ def render_report(results: Json, history: Rows) -> str:
     return rooms.get_template("report.html.j2").render(
         name=results["study"]["name"],
         digest=results["study_digest"],
-        warnings=wording.warnings(results),
+        warnings=warnings(results),
         private=wording.is_private(results),
-        headline=wording.headline(results),
+        headline=headline(results),
         sharing=wording.sharing(results),
-        result=wording.result(main, results["metrics"][main]) if main else "",
+        result=result(main, results["metrics"][main]) if main else "",
         main=main,
-        reading=wording.reading(curves),
+        reading=reading(curves),
         metrics=rows,
         bars=any(row["bar"] for row in rows),
         released=bool(released),
-        release=wording.release_words(results),
+        release=release_words(results),
         tiles=_tiles(results, main),
         learning=_learning(results, history, main),
         pictures=_pictures(results, curves),
@@ -101,9 +112,9 @@ def render_report(results: Json, history: Rows) -> str:
         baselines_picture=_baselines_picture(results, baselines, main),
         privacy=results["privacy"],
         trusted=_lines(results["privacy"].get("trusted")),
-        epsilon_words=wording.epsilon_words(results["privacy"]),
+        epsilon_words=wording.epsilon_words(results["privacy"], COVERS),
         noise_words=wording.noise_words(results["privacy"]),
-        exposures=wording.exposures(results),
+        exposures=exposures(results),
         costs=_costs(results.get("costs") or {}),
         versions=results.get("versions") or {},
         engine=results.get("engine", ""),
@@ -168,7 +179,7 @@ def _interval(figure: object) -> str:
 
 def _learning(results: Json, history: Rows, main: str) -> list[Markup]:
     levels = {
-        wording.BASELINES[name][0].lower(): _value((values or {}).get(main))
+        BASELINES[name][0].lower(): _value((values or {}).get(main))
         for name, values in (results.get("baselines") or {}).items()
         if name in {"pooled", "local_only"}
     }
@@ -254,7 +265,7 @@ def _baselines(results: Json, main: str) -> dict[str, Any] | None:
     ]
     rows = [("This run", "", [results["metrics"][name]["value"] for name in names])]
     for name, values in given.items():
-        title, meaning = wording.BASELINES.get(name, (wording.label(name), ""))
+        title, meaning = BASELINES.get(name, (wording.label(name), ""))
         rows.append((title, meaning, [_value(values.get(metric)) for metric in names]))
     return {"names": names, "rows": rows}
 

@@ -14,28 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.site import Phase
-from client.training import Trainer, planned_mechanism
+from client.training import Trainer
 from privacy.errors import StudyError
 from privacy.ring import Ring
 from server.checkpoint import Checkpoint, load, save
 from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
+from shared_models.debits import Phase, planned_mechanism
+from shared_models.guarantee import planned_cost, unknown_noise
 from shared_models.inputs import loss_kind
 from shared_models.metrics import Figure, exact_metrics
+from shared_models.model_file import model_bytes
 from shared_models.registry import build_network
 from shared_models.steps import site_encoding
 from shared_models.strategies import State, first_state
 from shared_models.study import Study
-from shared_models.weights import load_vector, safetensors_of, vector_of
+from shared_models.weights import vector_of
 from simulations.baselines import baselines
 from simulations.federation import Federation, Traffic, open_federation
 from simulations.outcome import (
     Outcome,
     join_metrics,
-    knowing_sites,
     open_metrics,
-    planned_epsilon,
     spent_in,
 )
 from simulations.pool import Gathered, Pool, gather, pool
@@ -115,9 +115,7 @@ def simulate(
     ring = encoding if isinstance(encoding, Ring) else None
     peers = None
     if ring is not None:
-        known = ring.shares.answers - knowing_sites(ring.shares)
-        part = ring.multiplier(known) / ring.noise_multiplier
-        peers = spent_in(study, out / "sites", names, part)
+        peers = spent_in(study, out / "sites", names, unknown_noise(ring))
     return Outcome(
         study=study,
         sites=names,
@@ -182,7 +180,6 @@ def _one_fold(
     finally:
         federation.close()
     held = records.held()
-    load_vector(network, final.state.released().astype(np.float32))
     return _Fold(
         pool=records,
         checkpoint=final,
@@ -190,7 +187,7 @@ def _one_fold(
         predictions=trainer.predict(final.state, held.inputs),
         site_index=records.held_site(),
         traffic=federation.traffic,
-        model=safetensors_of(network, {"study_digest": study.digest()}),
+        model=model_bytes(study, final.state),
         slow=trainer.fallback,
     )
 
@@ -241,12 +238,13 @@ def _rounds(
         number, row = now.state.round, now.history[-1]
         due = number % study.evaluation.every == 0 or number == study.rounds or now.stopped
         figures = measure(now.state) if due else {}
-        spent = None
+        epsilon = None
         if due:
             debits = max(asked.values()) + now.spent_attempts
             evaluated = sum("released" in row for row in now.history) + now.spent_attempts
             times: dict[Phase, int] = {"train": debits, "evaluate": evaluated}
-            spent = planned_epsilon(study, federation.events, times)
+            cost = planned_cost(study, federation.events, times)
+            epsilon = cost and cost.epsilon
         released = row.get("released")
         columns = (
             {f"released_{k}": f["value"] for k, f in released.items()}
@@ -254,8 +252,8 @@ def _rounds(
             else {}
         )
         exact = {name: figure.value for name, figure in figures.items()}
-        metrics.add({**row, **exact, **columns, "epsilon": spent})
-        return Progress(number, study.rounds, figures, spent)
+        metrics.add({**row, **exact, **columns, "epsilon": epsilon})
+        return Progress(number, study.rounds, figures, epsilon)
 
     if done == start.state.round > metrics.last:  # the run was cut between checkpoint and metrics
         note(start)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from simulations.wording import is_private, label, show, show_epsilon, site_count, warnings
+from shared_models.wording import is_private, label, show, show_epsilon, site_count
+from simulations.wording import warnings
 
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:

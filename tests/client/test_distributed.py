@@ -12,13 +12,14 @@ import torch
 
 from client.policy import Policy
 from client.site import Entropy, Site, Split, system_entropy
-from client.training import Tensors, Trainer, planned_mechanism
+from client.training import Tensors, Trainer
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError
 from privacy.ledger import Ledger
 from privacy.ring import GRID_BITS, Ring
 from privacy.ring_noise import ring_noise
 from privacy.stream import Stream
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.ring import ring_of
 from shared_models.steps import after_sum

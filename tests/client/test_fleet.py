@@ -18,8 +18,8 @@ from client import fleet as module
 from client.app import make_app
 from client.channel import Address, Channel, Reply
 from client.fleet import BEAT, PULL, PUSH, Fleet, NodeKey, create_key, load_key
-from client.identity import create as create_identity
 from privacy.errors import AbsentError, DataError
+from privacy.identity import create as create_identity
 from server.certificates import issue
 
 NODE = 7

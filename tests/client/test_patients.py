@@ -14,13 +14,14 @@ from torch import nn
 from client.budget import document, read_budget
 from client.policy import adopt, load_policy
 from client.site import Site, Split
-from client.training import Tensors, Trainer, planned_mechanism
+from client.training import Tensors, Trainer
 from privacy.accounting import Event, epsilon
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError
 from privacy.ledger import Ledger
 from privacy.stream import Stream
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.strategies import first_state
 from shared_models.study import Study, parse_study

@@ -2,12 +2,24 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from client.policy import POLICY_BYTES_MAX, Policy, adopt, check, check_delta, load_policy
+from client.policy import (
+    POLICY_BYTES_MAX,
+    Policy,
+    adopt,
+    check,
+    check_delta,
+    check_hours,
+    limit_threads,
+    load_policy,
+)
 from privacy.accounting import Event
 from privacy.budget import Ceiling
 from privacy.chain import Adopted
@@ -112,6 +124,55 @@ def test_a_policy_with_an_unknown_limit_is_refused() -> None:
         Policy.model_validate({"epsilon_per_studi": 1.0})
 
 
+def test_a_task_that_is_not_allowed_is_refused() -> None:
+    check(Policy(tasks=("image", "tabular")), study())
+    with pytest.raises(PrivacyError, match=r"^task: expected image or series .*, got tabular; no"):
+        check(Policy(tasks=("image", "series")), study())
+
+
+def test_a_mode_that_is_not_allowed_is_refused() -> None:
+    check(Policy(modes=("local",)), study())
+    with pytest.raises(
+        PrivacyError, match=r"privacy\.mode: expected distributed .*, got local; no"
+    ):
+        check(Policy(modes=("distributed",)), study())
+
+
+def test_naming_modes_does_not_allow_a_study_without_any() -> None:
+    with pytest.raises(PrivacyError, match=r"privacy\.mode: .*, got none"):
+        check(Policy(modes=("local", "distributed")), study({"mode": "none"}))
+
+
+# Hours and threads
+
+
+def test_outside_of_the_hours_of_work_nothing_begins() -> None:
+    policy = Policy(hours=("mon-fri 20:00-06:00", "sat,sun 00:00-24:00"))
+    check_hours(policy, datetime(2026, 3, 2, 20, 0))  # a Monday
+    with pytest.raises(PrivacyError, match=r"^hours: expected mon-fri .*, got mon 19:59; no") as no:
+        check_hours(policy, datetime(2026, 3, 2, 19, 59, 59))
+    assert no.value.hint == "the site works again from mon 20:00"
+
+
+def test_without_hours_a_site_works_at_any_time() -> None:
+    check_hours(Policy(), datetime(2026, 3, 2, 12, 0))
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("allowed", "used"), [(None, 3), (1, 1), (2, 2), (3, 3), (8, 3)])
+def test_threads_are_limited_and_never_added(allowed: int | None, used: int) -> None:
+    limit_threads(Policy(cpu_threads=allowed))
+    assert torch.get_num_threads() == used
+
+
 # Units and delta
 
 PATIENTS = Ceiling(unit="patient", epsilon=8.0, delta=1e-6)
@@ -200,6 +261,14 @@ def test_a_policys_digest_is_of_its_meaning(tmp_path: Path) -> None:
         (POLICY.replace("epsilon = 8.0", "epsilon = inf"), r"ceilings\.ward\.epsilon"),
         (POLICY.replace("delta = 1e-6", ""), r"ceilings\.ward\.delta: Field required"),
         ("allow_no_privacy = true" + POLICY, "allow_no_privacy: expected false"),
+        ('tasks = ["x-ray"]' + POLICY, r"tasks\.0: .* 'tabular', 'image', 'series' or 'sequence'"),
+        ("tasks = []" + POLICY, "tasks: .* at least 1"),
+        ('modes = ["none"]' + POLICY, r"modes\.0: .* 'local' or 'distributed'"),
+        ('hours = "20:00-06:00"' + POLICY, "hours: should be a valid array"),
+        ('hours = ["8-17"]' + POLICY, "hours: expected hours as .*, found '8-17'"),
+        ('hours = ["mo 20:00-06:00"]' + POLICY, "hours: expected days of mon, .*"),
+        ("cpu_threads = 0" + POLICY, "cpu_threads: .* greater than or equal to 1"),
+        ("unconfirmed_max = -1" + POLICY, "unconfirmed_max: .* greater than or equal to 0"),
         ("dataset = ", "expected TOML"),
         ("#" * (POLICY_BYTES_MAX + 1), "at most 64 KiB"),
     ],
@@ -225,6 +294,8 @@ def test_the_documented_policy_is_one(tmp_path: Path) -> None:
     policy = load_policy(written(tmp_path, example))
     assert policy.ceiling is not None
     assert policy.ceiling.rows_per_patient == 5
+    unsaid = set(Policy.model_fields) - {"allow_no_privacy"} - policy.model_fields_set
+    assert not unsaid, "the page shows every key"
 
 
 # The log

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 import client.site
+from client.hours import DAYS
 from client.policy import Policy, adopt
-from client.site import Contribution, Site, Split, study_events, system_entropy
-from client.training import Tensors, Trainer, planned_mechanism
+from client.site import Contribution, Site, Split, system_entropy
+from client.training import Tensors, Trainer
 from privacy.accounting import epsilon
 from privacy.budget import Ceiling
 from privacy.encoding import Encoding
@@ -23,6 +25,7 @@ from privacy.heads import Head
 from privacy.ledger import Ledger
 from privacy.stream import Stream
 from shared_models.cells import count_cells
+from shared_models.debits import planned_mechanism, study_events
 from shared_models.lanes import evaluate_lanes
 from shared_models.noised_cells import count_noised_cells
 from shared_models.registry import build_network
@@ -169,6 +172,22 @@ def test_a_refusing_policy_reads_and_debits_nothing(
     with pytest.raises(PrivacyError):
         site(given, records, tmp_path, policy).contribute(kind, begin(given), 1, 0)
     assert (records.reads, debits(tmp_path)) == (0, 0)
+
+
+@pytest.mark.parametrize(("late", "reads"), [(0, 1), (3, 0)])
+def test_outside_of_its_hours_a_site_reads_and_debits_nothing(
+    tmp_path: Path, late: int, reads: int
+) -> None:
+    days = [DAYS[(datetime.now().weekday() + late + step) % 7] for step in (0, 1)]
+    policy = Policy(hours=(f"{','.join(days)} 00:00-24:00",))
+    given, records = study(PRIVATE), Readings()
+    asked = site(given, records, tmp_path, policy)
+    if reads:
+        asked.contribute("train", begin(given), 1, 0)
+    else:
+        with pytest.raises(PrivacyError, match="hours: expected"):
+            asked.contribute("train", begin(given), 1, 0)
+    assert (records.reads, debits(tmp_path)) == (reads, reads)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from client.traced import traced_gradient
-from client.training import BATCH_SIZE, Keys, Tensors, Trainer, Update, planned_mechanism
+from client.training import BATCH_SIZE, Keys, Tensors, Trainer, Update
 from privacy.accounting import noise_multiplier
 from privacy.dpsgd import Mechanism
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.strategies import State, first_state
 from shared_models.study import Study, parse_study

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from privacy.errors import DataError
-from server.checkpoint import Checkpoint, load, save, write_durably
+from server.checkpoint import Checkpoint, load, save
+from shared_models.durable import write_durably
 from shared_models.strategies import State, state_bytes
 
 P = 4

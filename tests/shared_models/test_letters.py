@@ -14,6 +14,7 @@ SITE, SERVER = keys.identity(bytes([1]) * 32), keys.identity(bytes([2]) * 32)
 ABOUT = {"study": "ab" * 32, "site": "bonn", "nonce": "cd" * 16}
 QUESTIONS = [
     letters.Enrol(**ABOUT, secret="ef" * 16, public=SITE.public.hex(), node="PEM"),
+    letters.Enrol(**ABOUT, secret="ef" * 16, public=SITE.public.hex(), node="PEM", look=True),
     letters.Ask(**ABOUT),
     letters.Ask(**ABOUT, head="0" * 320),
     letters.Approve(**ABOUT, plan="12" * 32, confirmed=("ulm", "jena")),
@@ -26,7 +27,7 @@ def answers(question: bytes) -> list[letters.Section]:
     of = {"question": letters.digest(question)}
     news = letters.SiteNews(name="bonn", state="approved")
     return [
-        letters.Enrolled(**of, node=2**63, study="{}"),
+        letters.Enrolled(**of, node=2**63, study="{}", first_model="34" * 32),
         letters.News(**of, state="running", sites=(news,), roster="{}", heads=("0" * 320,)),
         letters.Echoed(**of, values=(1, 2)),
         letters.Refused(**of, reason="token"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import StudyError
-from shared_models.study import STUDY_BYTES_MAX, Study, load_study, parse_study
+from shared_models.study import STUDY_BYTES_MAX, Study, load_study, parse_study, read_canonical
 
 ROOT = Path(__file__).resolve().parents[2]
 Document = dict[str, Any]
@@ -691,3 +691,40 @@ def test_a_file_above_the_ceiling_is_refused(tmp_path: Path) -> None:
     path.write_text(EXAMPLE + "#" * STUDY_BYTES_MAX)
     with pytest.raises(StudyError, match="at most 1 MiB"):
         load_study(path)
+
+
+# The canonical form, read back
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in (ROOT / "examples").glob("*/study.toml"))
+)
+def test_an_example_is_read_back_from_its_canonical_form(name: str) -> None:
+    study = load_study(ROOT / "examples" / name / "study.toml")
+    assert read_canonical(study.canonical()).digest() == study.digest()
+
+
+@pytest.mark.parametrize("made", MODES.values(), ids=list(MODES))
+def test_every_mode_is_read_back(made: Callable[[], dict[str, Any]]) -> None:
+    study = parse_study(made())
+    back = read_canonical(study.canonical())
+    assert back.digest() == study.digest()
+    assert list(back.data.columns) == list(study.data.columns)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + " ",
+        lambda text: text.replace(":", ": ", 1),
+        lambda text: "[]",
+        lambda text: "{",
+        lambda text: text.replace('"columns":[', '"columns":[{"kind":"id","name":"patient"},'),
+        lambda text: text.replace('"columns":', '"columns":7,"other":'),
+    ],
+)
+def test_another_form_is_no_canonical_study(change: Callable[[str], str]) -> None:
+    document = example()
+    document["data"]["columns"]["patient"] = {"kind": "id"}
+    with pytest.raises(StudyError):
+        read_canonical(change(parse_study(document).canonical()))

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from client.site import Contribution, Site
-from client.training import Trainer, planned_mechanism
+from client.training import Trainer
 from privacy.accounting import epsilon
 from privacy.errors import AbsentError, ProtocolError, StudyError
 from privacy.ledger import Ledger
 from privacy.ring import Ring
 from server.checkpoint import Checkpoint
 from server.rounds import Exchange, run_rounds
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.ring import ring_of
 from shared_models.strategies import first_state

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.training import Trainer, planned_mechanism
+from client.training import Trainer
 from privacy.errors import AbsentError, ProtocolError
 from server.rounds import Order
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.strategies import State, first_state, state_bytes
 from shared_models.study import Study

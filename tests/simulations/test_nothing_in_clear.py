@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from client.site import Contribution, Site
-from client.training import Trainer, planned_mechanism
+from client.training import Trainer
 from server.checkpoint import Checkpoint, save
 from server.rounds import run_rounds
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.strategies import first_state
 from shared_models.study import Study

@@ -15,13 +15,15 @@ import torch
 
 from privacy.accounting import epsilon
 from privacy.ledger import Ledger
+from server.metrics import MetricsFile, read_metrics
 from shared_models.inputs import loss_kind
 from shared_models.metrics import METRICS, exact_metrics
+from shared_models.model_file import json_bytes
 from shared_models.noised_cells import BINS
 from shared_models.registry import build_network
 from shared_models.study import Study, load_study
 from shared_models.tasks import predictions, target_range
-from simulations.outcome import MetricsFile, join_metrics, json_bytes, read_metrics, write_outcome
+from simulations.outcome import join_metrics, write_outcome
 from simulations.pool import gather, pool
 from simulations.run import simulate
 

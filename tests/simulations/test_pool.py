@@ -12,6 +12,7 @@ from client.training import Tensors
 from privacy.errors import DataError, StudyError
 from shared_models.study import Study
 from simulations.pool import Pool, gather, pool
+from simulations.run import simulate
 
 
 def rows_of(tensors: Tensors) -> Counter[tuple[float, ...]]:
@@ -73,19 +74,22 @@ def test_every_record_is_held_out_in_one_fold(
     assert all(len(fold.held()) for fold in folds)
 
 
-def test_a_patient_is_at_one_site_on_one_side(
-    toy_document: Callable[..., dict[str, object]],
-    toy_study: Callable[..., Study],
-    toy_csv: Path,
-    tmp_path: Path,
-) -> None:
+def with_patients(
+    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path, unit: str
+) -> tuple[Study, Path]:
+    """A private study of patients with three records each."""
     header, *lines = toy_csv.read_text().splitlines()
     path = tmp_path / "patients.csv"
-    rows = [f"{line},p{number % 40}" for number, line in enumerate(lines)]  # three records each
+    rows = [f"{line},p{number % 40}" for number, line in enumerate(lines)]
     path.write_text("\n".join([header + ",patient", *rows]) + "\n")
-    study = toy_study(
-        **{"data.columns.patient": {"kind": "id"}, "data.patient": "patient", "rounds": 1}
-    )
+    changes = {"data.columns.patient": {"kind": "id"}, "data.patient": "patient", "rounds": 1}
+    return toy_study(private=True, **changes, **{"privacy.unit": unit}), path
+
+
+def test_a_patient_is_at_one_site_on_one_side(
+    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
+) -> None:
+    study, path = with_patients(toy_study, toy_csv, tmp_path, "patient")
     gathered = gather(study, path)
     places: dict[bytes, set[tuple[str, bool]]] = {}
     records = pool(study, gathered)
@@ -97,10 +101,20 @@ def test_a_patient_is_at_one_site_on_one_side(
             places.setdefault(identity, set()).add((name, row in held))
     assert len(places) == 40
     assert all(len(where) == 1 for where in places.values())
-    numbers = [records.split(index).train.patients for index in range(3)]
-    for patients in numbers:  # numbered from 0 without gaps: the sampler draws from them
-        assert patients is not None
-        assert np.unique(patients).tolist() == list(range(int(patients.max()) + 1))
+    splits = [records.split(index) for index in range(3)]
+    for side in (side for one in splits for side in (one.train, one.held)):
+        # numbered from 0 without gaps: the sampler draws from them, and an evaluation counts them
+        assert side.patients is not None
+        assert np.unique(side.patients).tolist() == list(range(int(side.patients.max()) + 1))
+        assert np.bincount(side.patients).tolist() == [3] * (len(side) // 3)
+
+
+def test_where_records_are_the_unit_patients_only_choose_the_side(
+    toy_study: Callable[..., Study], toy_csv: Path, tmp_path: Path
+) -> None:
+    study, path = with_patients(toy_study, toy_csv, tmp_path, "record")
+    assert pooled(study, path).split(0).train.patients is None
+    assert simulate(study, path, tmp_path / "out").checkpoint.state.round == 1
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(

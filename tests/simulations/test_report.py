@@ -13,10 +13,11 @@ from scipy.special import expit
 from privacy.errors import DataError
 from shared_models.cells import count_cells
 from shared_models.metrics import METRICS, exact_metrics, metrics_from_cells
+from shared_models.wording import LABELS, epsilon_words, show, show_epsilon
 from simulations.curves import curves
 from simulations.report import render_report, write_report
 from simulations.summary import print_summary
-from simulations.wording import LABELS, epsilon_words, show, show_epsilon
+from simulations.wording import COVERS
 
 CLASSES = {
     "binary": ("malignant", "benign"),
@@ -251,15 +252,15 @@ def test_epsilon_is_never_shown_smaller_than_it_is():
 
 
 def test_the_bet_is_the_best_tests_accuracy():
-    words = " ".join(epsilon_words({"epsilon": np.log(3), "delta": 1e-5, "unit": "record"}))
+    words = " ".join(epsilon_words({"epsilon": np.log(3), "delta": 1e-5, "unit": "record"}, COVERS))
     assert "factor of 3.00" in words
     assert "75.0\u00a0% of the time" in words
-    words = " ".join(epsilon_words({"epsilon": 50.0, "delta": 1e-5, "unit": "patient"}))
+    words = " ".join(epsilon_words({"epsilon": 50.0, "delta": 1e-5, "unit": "patient"}, COVERS))
     assert "more than 99.9\u00a0%" in words
 
 
 def test_the_words_about_epsilon_say_what_it_covers():
-    words = " ".join(epsilon_words({"epsilon": 1.0, "delta": 1e-5, "unit": "patient"}))
+    words = " ".join(epsilon_words({"epsilon": 1.0, "delta": 1e-5, "unit": "patient"}, COVERS))
     for said in (
         "covers this run: every attempt that was debited, of the site that paid most",
         "all studies on a dataset have cost together, the ledger of its site says",

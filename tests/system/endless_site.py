@@ -17,9 +17,10 @@ import torch
 
 from client.policy import load_policy
 from client.site import Site, Split
-from client.training import Tensors, Trainer, planned_mechanism
+from client.training import Tensors, Trainer
 from privacy.encoding import Encoding
 from privacy.errors import PrivacyError
+from shared_models.debits import planned_mechanism
 from shared_models.registry import build_network
 from shared_models.strategies import first_state
 from shared_models.study import parse_study

@@ -1,6 +1,6 @@
-"""A site's Ed25519 key: made where it is used, kept in one file that only its owner may read.
+"""The Ed25519 key of a site or of the server, kept in one file that only its owner may read.
 
-It never leaves the site and it signs nothing here; rosters pin its public half.
+It is made where it is used and never leaves; it signs nothing here. Rosters pin its public half.
 
 The file is PKCS #8 in PEM (RFC 8410), not 32 raw bytes: it says what it is, so that a file of
 another kind is refused instead of becoming a key, `openssl pkey` reads it, and the programs that
@@ -47,7 +47,7 @@ def load(path: Path) -> Identity:
         raise DataError(
             f"{path}: expected an Ed25519 private key in PEM without a password, found something "
             "else; it was left as it is",
-            "restore the file from your own copy, or enrol again with a new identity",
+            "restore the file from your own copy; a new identity would have to be pinned anew",
         )
     return identity(key.private_bytes_raw())
 

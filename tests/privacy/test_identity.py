@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from client.identity import create, load
 from privacy.errors import DataError
+from privacy.identity import create, load
 from privacy.keys import verify
 
 
