@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from privacy.errors import DataError, ProtocolError
 from server import desk
 from server.books import Books
 from server.checkpoint import load
 from server.coordinator import Coordinator
-from server.folder import BOOKS, CHECKPOINT, LOG, Folder
+from server.folder import BOOKS, CHECKPOINT, Folder
 from tests.server.conftest import DISTRIBUTED
 from tests.server.hospital import Hospital
 
@@ -31,7 +30,8 @@ class Running:
         self._thread.start()
         end = time.monotonic() + WAIT_S
         while not self.coordinator.standing().serving:
-            assert self._thread.is_alive() and time.monotonic() < end, self.error
+            assert self._thread.is_alive(), self.error
+            assert time.monotonic() < end
             time.sleep(0.05)
 
     def _run(self) -> None:
@@ -93,9 +93,11 @@ def test_a_study_runs_to_its_end(made: Any, tmp_path: Path, mode: str) -> None:
         hospital.work()
     assert running.wait() is None
     state = load(folder / CHECKPOINT, folder.settings.parameters)
-    assert state is not None and state.state.round == folder.study.rounds
+    assert state is not None
+    assert state.state.round == folder.study.rounds
     for hospital in hospitals:
-        assert hospital.notice is not None and hospital.notice.reason == "finished"
+        assert hospital.notice is not None
+        assert hospital.notice.reason == "finished"
         assert hospital.own == hospital.state
     for hospital in hospitals:
         hospital.end()
