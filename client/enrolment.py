@@ -18,6 +18,7 @@ from rich.console import Console
 from client import fleet
 from client import folder as names
 from client.channel import Address
+from client.data.faults import LeftOut
 from client.data.holdout import SPLIT_KEY_BYTES
 from client.data.read import read_records
 from client.journal import Journal
@@ -48,7 +49,7 @@ class Enrolment:
         member: as it is kept.
         fingerprint: six words of the site's own key.
         counts: of the records.
-        columns: that the study reads.
+        left_out: the records that break the contract.
         proposed: epsilon of the ceiling that was written here for the steward to decide; None when
             the policy was the steward's already.
     """
@@ -56,7 +57,7 @@ class Enrolment:
     member: Member
     fingerprint: str
     counts: Counts
-    columns: tuple[str, ...]
+    left_out: LeftOut
     proposed: float | None
 
     def document(self) -> dict[str, object]:
@@ -66,8 +67,9 @@ class Enrolment:
             "study_digest": self.member.membership.study,
             "site": self.member.membership.site,
             "fingerprint": self.fingerprint,
-            "columns": list(self.columns),
+            "columns": list(self.member.study.data.columns),
             "records": asdict(self.counts),
+            "left_out": asdict(self.left_out),
             "proposed_epsilon": self.proposed,
         }
 
@@ -81,7 +83,8 @@ def show_enrolment(found: Enrolment, console: Console) -> None:
         f"enrolled in {study.name} as {found.member.membership.site}",
         f"{counts.records:,} records{patients} keep the contract: {counts.train:,} to train on, "
         f"{counts.held:,} held out. These figures stay here.",
-        f"columns that are read: {', '.join(found.columns)}",
+        *_left_out(found.left_out),
+        f"columns that are read: {', '.join(study.data.columns)}",
         f"this site's fingerprint: {found.fingerprint}",
         "Read the six words to the other hospitals over the telephone, and write down theirs.",
     ]
@@ -93,6 +96,17 @@ def show_enrolment(found: Enrolment, console: Console) -> None:
     lines.append(f"next: fedward-site start {where}".rstrip())
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _left_out(left_out: LeftOut) -> list[str]:
+    if not left_out.count:
+        return []
+    more = left_out.count - len(left_out.places)
+    return [
+        f"{left_out.count:,} records break the contract and are left out:",
+        *(f"  {place}" for place in left_out.places),
+        *([f"  and {more:,} more"] if more else []),
+    ]
 
 
 def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
@@ -133,7 +147,7 @@ def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
             policy, proposed = _policy(folder, study)
             check(policy, study)
             tell(f"holding {data} against the study's data contract")
-            counts, columns = _records(folder, study, data)
+            counts, left_out = _records(folder, study, data)
             check_delta(policy, study, counts.units)
             with Ledger(folder / names.LEDGER) as ledger:
                 adopt(policy, ledger)
@@ -160,7 +174,7 @@ def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
         )
         keep(folder, membership, study, authority)
     member = Member(folder, membership, study)
-    return Enrolment(member, fingerprint(identity.public), counts, columns, proposed)
+    return Enrolment(member, fingerprint(identity.public), counts, left_out, proposed)
 
 
 def split_key(folder: Path) -> bytes:
@@ -246,13 +260,14 @@ def _policy(folder: Path, study: Study) -> tuple[Policy, float | None]:
     return policy, policy.ceiling.epsilon if policy.ceiling else None
 
 
-def _records(folder: Path, study: Study, data: Path) -> tuple[Counts, tuple[str, ...]]:
-    records = read_records(study, data)
+def _records(folder: Path, study: Study, data: Path) -> tuple[Counts, LeftOut]:
+    records = read_records(study, data, leave_out=True)
     if not len(records):
         raise DataError(
-            f"{data}: expected records that keep the study's data contract, found none; "
-            "nothing was sent"
+            f"{data}: expected records that keep the study's data contract, found none of "
+            f"{records.left_out.count}; nothing was sent",
+            records.left_out.places[0] if records.left_out.places else "",
         )
     if not (folder / names.SPLIT).exists():
         _create_split(folder / names.SPLIT)
-    return count(study, records, split_key(folder)), tuple(study.data.columns)
+    return count(study, records, split_key(folder)), records.left_out

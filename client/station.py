@@ -20,6 +20,7 @@ from client import folder as names
 from client.app import make_app
 from client.consent import Agreed, Steward, agree, place_of
 from client.correspondence import Correspondence
+from client.data.faults import LeftOut
 from client.data.read import read_records
 from client.enrolment import split_key
 from client.fleet import Fleet, load_key
@@ -250,7 +251,8 @@ class _Station:
                 self._split = self._given_records()
             else:
                 member, study = self._member.membership, self._member.study
-                read = read_records(study, Path(member.data))
+                read = read_records(study, Path(member.data), leave_out=True)
+                _tell_left_out(read.left_out)
                 key = split_key(self._member.folder)
                 self._split = split(study, read, key, member.fraction)
         return self._split
@@ -347,6 +349,14 @@ class _Station:
     def _end(self, trouble: FedwardError | None) -> None:
         self._trouble = trouble
         self._stop.set()
+
+
+def _tell_left_out(left_out: LeftOut) -> None:
+    """Say in the site's own log which records broke the contract."""
+    if left_out.count:
+        _LOG.warning("records that break the contract and are left out: %d", left_out.count)
+        for place in left_out.places:
+            _LOG.warning("left out: %s", place)
 
 
 @contextlib.contextmanager
