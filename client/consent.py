@@ -3,6 +3,7 @@
 Nobody is asked while an approval still holds. It reads no record.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from shared_models.roster_file import RosterFile, accept, read_roster, roster_by
 from shared_models.study import Study
 
 ASK_S = 2.0  # between two questions while the roster is open
-ROUGH_S = 15.0  # between two attempts to reach a coordinator that is not there
+AGAIN_FIRST_S, AGAIN_MOST_S = 1.0, 15.0  # before the next attempt to reach one that is not there
+_DRAW = random.SystemRandom()
 
 
 class Steward(Protocol):
@@ -104,6 +106,25 @@ def agree(
     # Told again after every start: the coordinator may have been put back.
     _until(lambda: post.approve(given.plan, given.confirmed), tell, wait)
     return Agreed(roster, plan, parameters, given)
+
+
+def recall(member: Member, identity: Identity) -> Agreed:
+    """Return what was approved, from the site's own files alone: for a study that is over.
+
+    Raises:
+        DataError: a file is lost or damaged.
+        PrivacyError: the approval is not this site's.
+    """
+    roster = held(member.folder)
+    given = approvals.load(member.folder / names.APPROVAL, identity.public)
+    if roster is None or given is None:
+        lost = names.ROSTER if roster is None else names.APPROVAL
+        raise DataError(
+            f"{member.folder / lost}: expected the file of a study that has ended, found none",
+            "restore the file from your own copy",
+        )
+    parameters = parameters_of(member.study)
+    return Agreed(roster, plan_of(member, roster, parameters), parameters, given)
 
 
 def packet_of(
@@ -251,9 +272,11 @@ def _until(
     ask: Callable[[], _Answer], tell: Callable[[str], None], wait: Callable[[float], None]
 ) -> _Answer:
     """Ask until there is an answer; an absent coordinator is told of and waited for."""
+    pause = AGAIN_FIRST_S
     while True:
         try:
             return ask()
         except AbsentError as error:
             tell(f"{error}; trying again")
-            wait(ROUGH_S)
+            wait(pause * _DRAW.uniform(0.5, 1.0))  # never in step with other sites
+            pause = min(2 * pause, AGAIN_MOST_S)
