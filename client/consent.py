@@ -97,7 +97,9 @@ def agree(
         DataError: the coordinator does not know the site, or a file cannot be used.
         ProtocolError: the roster is not the coordinator's, or older than the one that is held.
     """
-    roster = hold(member, sealed(post, tell, wait))
+    found = sealed(post, tell, wait)
+    place_of(member, identity, found)  # before it is held: another may not replace it
+    roster = hold(member, found)
     parameters = parameters_of(member.study)
     plan = plan_of(member, roster, parameters)
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
@@ -235,7 +237,6 @@ def _ask(
     plan: Plan,
     before: Approval | None,
 ) -> Approval:
-    place_of(member, identity, roster)
     with Ledger(member.folder / names.LEDGER) as ledger:
         packet = packet_of(member, policy, roster, plan, ledger)
     changes = () if before is None else approvals.changes(before, member.study, roster)
