@@ -126,8 +126,8 @@ def _ledger(folder: Path, notes: Sequence[Note]) -> list[Row]:
 
 def show_audit(audit: Audit, console: Console, words: Console) -> None:
     """Print decisions and messages, and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("row", "when (UTC)", "round", "what", "bytes", "plan approved"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("row", "when (UTC)", "round", "what", "bytes", "approval"):
         table.add_column(
             title,
             justify="right" if title in ("row", "round", "bytes") else "left",
