@@ -24,9 +24,9 @@ from shared_models.fingerprint import fingerprint
 _DIGEST = 12  # characters of a plan's digest that tell it from others on a screen
 _MESSAGES = {  # by the question that they answer: section 2 of the protocol
     "hello": "keys of a run",
-    "roster": "part of the group's key",
+    "roster": "part of a group key",
     "group": "receipt",
-    "start": "shares of its mask keys",
+    "start": "shares of keys",
     "cohort": "masked vector",
     "survivors": "who is summed",
     "unmask": "shares of masks",

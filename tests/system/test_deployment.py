@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from privacy.ledger import Ledger
 from tests.system.deployment import DATA, SITES, Deployment, Ended, Process, heart
 
 ROUNDS = 5
 # One patient more a hospital, of values that stand in no other file and are no plain numbers.
 PLANTED = {"cleveland": 613.0625, "hungarian": 611.4375, "switzerland": 607.8125, "va": 605.5625}
+BROKEN_AT, BROKEN = "cleveland", "977.3125,1,4,138,planted,0,1,125,1,3.6,2,1,3,4\n"
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="the heart records are not there (../shared/data/heart)"
@@ -81,6 +83,16 @@ def test_the_coordinators_folder_holds_no_record(study: Study) -> None:
         assert not [path for path, held in files.items() if any(form in held for form in forms)]
         own = files_of(study.deployment.folder, "processed.*")
         assert any(forms[0] in held for held in own.values())
+
+
+def test_no_round_depends_on_a_record_that_breaks_the_contract(study: Study) -> None:
+    log = (study.deployment.path(BROKEN_AT) / "site.log").read_text()
+    assert "records that break the contract and are left out: 1" in log
+    assert "refused" not in log
+    for held in files_of(study.deployment.path("coordinator")).values():
+        assert b"977.3125" not in held
+    with Ledger(study.deployment.path(BROKEN_AT) / "ledger.db") as ledger:
+        assert len(ledger.rows()) == 1 + ROUNDS + 1  # the policy, the rounds, one evaluation
 
 
 def test_a_hospitals_keys_are_nowhere_else(study: Study) -> None:
