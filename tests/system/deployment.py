@@ -97,12 +97,13 @@ class Deployment:
         self.until(lambda: self._listens(), process)
         return process
 
-    def invite(self, site: str) -> str:
-        return self.server("invite", site).out.strip()
-
     def enrol(self, *, data: Callable[[str], Path]) -> dict[str, Ended]:
         """Invite and enrol every site, all at once."""
-        tokens = {site: self.invite(site) for site in self.sites}
+        invited = {
+            site: self.begin("fedward-server", "invite", site, where="coordinator")
+            for site in self.sites
+        }
+        tokens = {site: self.ended(process).out.strip() for site, process in invited.items()}
         begun = {
             site: self.begin("fedward-site", "enrol", token, "--data", str(data(site)), where=site)
             for site, token in tokens.items()

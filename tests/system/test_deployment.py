@@ -31,6 +31,8 @@ class Study:
         self.enrolled = self.deployment.enrol(data=self.records)
         self.sealed = self.deployment.server("seal")
         self.plan = self.sealed.out.strip()
+        with self.deployment.path(f"processed.{BROKEN_AT}.data").open("a") as file:
+            file.write(BROKEN)  # enrolled, the hospital has got one more record, and a bad one
         begun: dict[str, Process] = {site: self.deployment.start(site, self.plan) for site in SITES}
         self.started = {site: self.deployment.ended(one) for site, one in begun.items()}
         self.coordinator = self.deployment.ended(self.deployment.coordinator)
