@@ -26,9 +26,8 @@ from privacy.roster import Plan
 from shared_models.durable import write_durably
 from shared_models.letters import News
 from shared_models.plan import make_plan, plan_document
-from shared_models.registry import build_network
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile, accept, read_roster, roster_bytes
-from shared_models.study import Study
 
 ASK_S = 2.0  # between two questions while the roster is open
 AGAIN_FIRST_S, AGAIN_MOST_S = 1.0, 15.0  # before the next attempt to reach one that is not there
@@ -59,11 +58,6 @@ class Agreed:
     plan: Plan
     parameters: int
     approval: Approval
-
-
-def parameters_of(study: Study) -> int:
-    """Return P of the study's network."""
-    return sum(p.numel() for p in build_network(study).parameters())
 
 
 def plan_of(member: Member, roster: RosterFile, parameters: int) -> Plan:
@@ -100,7 +94,7 @@ def agree(
     found = sealed(post, tell, wait)
     place_of(member, identity, found)  # before it is held: another may not replace it
     roster = hold(member, found)
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     plan = plan_of(member, roster, parameters)
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
     if given is None or not approvals.holds(given, plan.digest.hex(), roster):
@@ -125,7 +119,7 @@ def recall(member: Member, identity: Identity) -> Agreed:
             f"{member.folder / lost}: expected the file of a study that has ended, found none",
             "restore the file from your own copy",
         )
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     return Agreed(roster, plan_of(member, roster, parameters), parameters, given)
 
 
@@ -134,7 +128,7 @@ def packet_of(
 ) -> Packet:
     """Return the packet of a plan; errors as `client.packet.make_packet`."""
     first = bytes.fromhex(member.membership.first_model)
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     return make_packet(
         member.study,
         roster,

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from client.charge import balance, study_charge
 from client.enrolment import enrol
 from client.journal import Journal
 from client.membership import load
+from client.policy import check, load_policy
+from client.proposal import proposal
 from privacy.errors import AbsentError, DataError, FedwardError, PrivacyError, StudyError
 from privacy.keys import SIGNATURE_BYTES
 from server.office import AUTHORITY_PATH
 from shared_models.invitation import write_token
 from shared_models.letters import PATH
 from tests.client.desk import Desk, asked_for, join, open_desk, table
-from tests.server.conftest import free_port
+from tests.server.conftest import DISTRIBUTED, free_port
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +204,36 @@ def test_a_policy_that_the_ledger_knows_is_not_made_up_anew(
     assert desk.state("ulm") == "invited"
 
 
-def test_the_policy_that_is_proposed_allows_this_study_and_no_other(
-    desk: Desk, data: Path, tmp_path: Path
+NOISE: dict[str, object] = {"privacy__epsilon": None, "rounds": 120}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {**NOISE, "privacy__noise_multiplier": 4.0},  # the evaluations' slack moves it by half
+        {**NOISE, "privacy__noise_multiplier": 50.0},  # less than the evaluations
+        {"privacy": DISTRIBUTED, "training": {"learning_rate": 0.5}},
+    ],
+)
+def test_the_policy_that_is_proposed_allows_this_study_and_hardly_more(
+    tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    assert enrol(desk.invite(), data, tmp_path / "bonn", silent).proposed == 4.0
+    study = asked_for(**changes)
+    (tmp_path / "policy.toml").write_text(proposal(study))
+    policy = load_policy(tmp_path / "policy.toml")
+    check(policy, study)
+    for sites in (4, 30):
+        left = balance(policy, study_charge(study, sites, 2, policy.dataset), [])
+        assert left is not None
+        assert 0 <= left.left_after < 0.0101
+
+
+def test_a_study_for_which_no_ceiling_is_enough_is_refused(data: Path, tmp_path: Path) -> None:
+    study = asked_for(**NOISE, privacy__noise_multiplier=1.0)
+    with open_desk(tmp_path / "coordinator", study) as desk:
+        refused(PrivacyError, desk.invite(), data, tmp_path / "bonn", "infinite epsilon")
+        assert desk.state() == "invited"
 
 
 @pytest.mark.parametrize("changes", [{"aggregation__cohort": 3}, {"aggregation__masking": "none"}])

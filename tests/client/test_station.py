@@ -101,14 +101,14 @@ def test_a_changed_policy_is_written_down_before_anything_is_done_under_it(
     path.write_text(path.read_text() + "\n")
     refused(PrivacyError, site.folder, "not approved")
     assert noted(site, "policy") == []  # the same policy, in another form
-    path.write_text(path.read_text().replace("epsilon = 4", "epsilon = 5"))
+    path.write_text(path.read_text().replace("epsilon = 4.0", "epsilon = 5.0"))
     refused(PrivacyError, site.folder, "not approved")
     assert len(noted(site, "policy")) == 1
 
 
 def test_a_ceiling_that_is_too_low_leaves_nothing_to_approve(site: Hospital) -> None:
     path = site.folder / "policy.toml"
-    path.write_text(path.read_text().replace("epsilon = 4", "epsilon = 3.9"))
+    path.write_text(path.read_text().replace("epsilon = 4.0", "epsilon = 3.9"))
     refused(PrivacyError, site.folder, "there is nothing to approve")
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,8 +45,8 @@ class Ended:
 class Deployment:
     """One study between hospitals, all in one folder: coordinator/, and a folder a site."""
 
-    def __init__(self, folder: Path, study: dict[str, Any]) -> None:
-        self.folder, self.sites = folder, SITES
+    def __init__(self, folder: Path, study: dict[str, Any], sites: Sequence[str] = SITES) -> None:
+        self.folder, self.sites = folder, sites
         self._running: list[tuple[Process, IO[str]]] = []
         (folder / "study.toml").write_text(tomli_w.dumps(study))
         with socket.socket() as one:
