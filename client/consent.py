@@ -99,6 +99,7 @@ def agree(
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
     if given is None or not approvals.holds(given, plan.digest.hex(), roster):
         given = _ask(member, identity, policy, steward, roster, plan, given)
+        tell(f"approved; fingerprints compared with {', '.join(given.confirmed) or 'nobody'}")
     # Told again after every start: the coordinator may have been put back.
     _until(lambda: post.approve(given.plan, given.confirmed), tell, wait)
     return Agreed(roster, plan, parameters, given)

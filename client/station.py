@@ -19,6 +19,7 @@ import torch
 
 from client import folder as names
 from client.app import make_app
+from client.audit import read_audit
 from client.consent import Agreed, Steward, agree, place_of, recall
 from client.correspondence import Correspondence
 from client.data.faults import LeftOut
@@ -38,7 +39,6 @@ from client.training import Trainer
 from privacy import identity as identities
 from privacy.errors import DataError, FedwardError, ProtocolError
 from privacy.heads import Heads
-from privacy.keys import Identity
 from privacy.ledger import Ledger
 from privacy.secagg_setup import Site as Place
 from privacy.secagg_store import SiteStore
@@ -135,20 +135,6 @@ def work(
     return ended
 
 
-def verify(member: Member, identity: Identity) -> None:
-    """Check the site's log against itself and against what others have signed of it.
-
-    Raises:
-        PrivacyError: a row was changed, or the log or the ledger is shorter than it was.
-    """
-    with Heads(member.folder / names.LOGS) as heads:
-        signed = [one.head for one in heads.all() if one.owner == identity.public]
-    with Journal(member.folder / names.JOURNAL) as journal:
-        journal.verify(*signed)
-    with Ledger(member.folder / names.LEDGER) as ledger:
-        ledger.verify()
-
-
 class _Station:
     """One site's work, in this thread and one for letters."""
 
@@ -172,7 +158,7 @@ class _Station:
     def run(self) -> Ended:
         member, identity = self._member, self._identity
         check_stays(member)
-        verify(member, identity)
+        read_audit(member.folder)  # a past that was changed or cut is no ground to go on from
         if member.has(names.NOTICE):
             return self._go_home(recall(member, identity))
         policy = self._policy()

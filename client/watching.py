@@ -41,6 +41,7 @@ def watching(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        refresh_per_second=2,  # a study takes days
         disable=not console.is_terminal,
         transient=True,
     )

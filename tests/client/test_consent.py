@@ -80,7 +80,8 @@ def test_a_site_waits_for_the_roster_and_says_who_is_missing(desk: Desk, tmp_pat
 
     agreed = ask(sites[0], Steward(), told.append, wait)
     assert set(told) == {
-        "waiting until the coordinator seals the roster; enrolled: bonn, ulm, jena; missing: graz"
+        "waiting until the coordinator seals the roster; enrolled: bonn, ulm, jena; missing: graz",
+        "approved; fingerprints compared with jena, ulm",
     }
     assert [one.name for one in agreed.roster.sites] == list(NAMES[:3])
 

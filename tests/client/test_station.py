@@ -118,6 +118,13 @@ def test_a_log_that_was_cut_ends_it_before_anybody_is_asked(desk: Desk, site: Ho
     assert desk.asked == []
 
 
+def test_a_ledger_that_is_shorter_than_the_log_says_ends_it_too(desk: Desk, site: Hospital) -> None:
+    with Journal(site.folder / "journal.db") as journal:
+        journal.note("sent", message="cohort", bytes=1, ledger=f"2/{'ab' * 32}")
+    refused(PrivacyError, site.folder, "row")
+    assert desk.asked == []
+
+
 def notice(
     desk: Desk, site: Hospital, reason: Reason, own: bool = True, signer: Identity | None = None
 ) -> None:
