@@ -165,6 +165,15 @@ def test_leaving_ends_the_work_beside_it(desk: Desk, sites: list[Hospital]) -> N
         assert journal.rows()[-1].kind == "leave"
 
 
+def test_leaving_ends_the_work_also_when_nobody_hears_it(desk: Desk, sites: list[Hospital]) -> None:
+    with talking(sites[0], desk) as (_, heard):
+        heard.wait(lambda: heard.answers > 0)
+        (sites[0].folder / "left.json").write_text("{}")
+        assert heard.ended.wait(WAIT_S)
+    assert "this site has left toy" in str(heard.trouble)
+    assert desk.state("bonn") == "enrolled"
+
+
 def test_a_coordinator_that_is_away_ends_nothing(
     desk: Desk, sites: list[Hospital], monkeypatch: pytest.MonkeyPatch
 ) -> None:
