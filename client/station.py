@@ -4,13 +4,10 @@ It decides no round: the participant does. Here its parts are joined to the line
 the end of the study. Everything that leaves is in the log before it is sent.
 """
 
-import contextlib
 import hashlib
 import logging
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from client.membership import Member, check_stays, claimed, load
 from client.policy import Policy, adopt, check, limit_threads, load_policy
 from client.post import Post
 from client.site import Entropy, Site, Split, system_entropy
+from client.site_log import KEPT, Tell, keep_bug, logged, once
 from client.split import split
 from client.takehome import take_home
 from client.training import Trainer
@@ -52,8 +50,7 @@ from shared_models.sizes import question_bytes
 from shared_models.steps import site_encoding
 from shared_models.strategies import state_hash
 
-_LOG = logging.getLogger("fedward.site")  # told, and in the site's log
-_KEPT = logging.getLogger("fedward.site.kept")  # in the site's log alone
+_LOG = logging.getLogger("fedward.site")
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ class Ended:
         return f"the study has ended: {REASONS[self.notice.reason]}"
 
 
-Tell = Callable[[str], None]
 Watch = Callable[[Watched], None]
 
 
@@ -118,14 +114,14 @@ def work(
         ProtocolError: the study has stopped; what it left is in the folder all the same.
     """
     load(folder)  # a folder of nobody is left as it is
-    with claimed(folder), _logged(folder / names.LOG, tell):
+    with claimed(folder), logged(folder / names.LOG, tell):
         try:
             ended = _Station(load(folder), steward, watch, records, entropy).run()
         except FedwardError as error:
-            _KEPT.error("ended: %s", error)
+            KEPT.error("ended: %s", error)
             raise
         except KeyboardInterrupt:
-            _KEPT.info("interrupted")
+            KEPT.info("interrupted")
             raise
     if ended.notice.reason == "stopped":
         raise ProtocolError(
@@ -163,7 +159,7 @@ class _Station:
             return self._go_home(recall(member, identity))
         policy = self._policy()
         with closing(self._post()) as post:
-            agreed = agree(member, identity, policy, post, self._steward, _once(_LOG.info))
+            agreed = agree(member, identity, policy, post, self._steward, once(_LOG.info))
         self._work(policy, agreed)
         if self._trouble is not None:
             raise self._trouble
@@ -300,7 +296,7 @@ class _Station:
                 ledger=f"{head.rows}/{head.digest}",
             )
             if self._reach(participant):
-                _KEPT.info("round %d of %d is done", self._round, member.study.rounds)
+                KEPT.info("round %d of %d is done", self._round, member.study.rounds)
             self._show(letters)
             return reply
 
@@ -309,7 +305,7 @@ class _Station:
         key = load_key(member.folder / names.NODE)
         fleet = Fleet(member.address(), key, member.membership.node, most, member.folder / "flower")
         _LOG.info("at work in %s under plan %s", member.study.name, approval)
-        fleet.serve(make_app(kinds, answer, _keep_bug), kinds, self._stop)
+        fleet.serve(make_app(kinds, answer, keep_bug), kinds, self._stop)
 
     def _hear_end(
         self, agreed: Agreed, journal: Journal, letters: Correspondence, message: bytes
@@ -322,7 +318,7 @@ class _Station:
             raise DataError(
                 f"{self._member.folder / names.NOTICE}: cannot be written ({error.strerror})"
             ) from error
-        _KEPT.info("the study has ended: %s", REASONS[notice.reason])
+        KEPT.info("the study has ended: %s", REASONS[notice.reason])
         letters.tell_end()  # it is there: it waits for the answer
         self._stop.set()
         return b""
@@ -353,25 +349,12 @@ class _Station:
         if waiting != self._waiting:
             self._waiting = waiting
             if waiting:
-                _KEPT.info("waiting until %s approve", ", ".join(waiting))
+                KEPT.info("waiting until %s approve", ", ".join(waiting))
         self._watch(Watched(self._round, self._member.study.rounds, waiting))
 
     def _end(self, trouble: FedwardError) -> None:
         self._trouble = trouble
         self._stop.set()
-
-
-def _once(tell: Tell) -> Tell:
-    """Tell a line unless it is the one that was told last."""
-    last = ""
-
-    def told(words: str) -> None:
-        nonlocal last
-        if words != last:
-            last = words
-            tell(words)
-
-    return told
 
 
 def _round_of(reply: bytes) -> int | None:
@@ -382,56 +365,9 @@ def _round_of(reply: bytes) -> int | None:
         return None
 
 
-def _keep_bug(bug: Exception) -> None:
-    """Log where the program failed, without the words of the error: they may quote a record."""
-    _KEPT.error(
-        "an answer failed by a fault of the program: %s\n%s",
-        type(bug).__name__,
-        "".join(traceback.format_tb(bug.__traceback__)).rstrip(),
-    )
-
-
 def _tell_left_out(left_out: LeftOut) -> None:
     """Say in the site's own log which records broke the contract."""
     if left_out.count:
         _LOG.warning("records that break the contract and are left out: %d", left_out.count)
         for place in left_out.places:
             _LOG.warning("left out: %s", place)
-
-
-@contextlib.contextmanager
-def _logged(path: Path, tell: Tell) -> Iterator[None]:
-    """Write what happens into the site's log for people, one line each, in UTC; and tell it."""
-    try:
-        path.touch(mode=0o600)
-        lines = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    lines.setFormatter(form)
-    told = _Told(tell)
-    log = logging.getLogger("fedward")
-    before, log.level = log.level, logging.INFO
-    for each in (lines, told):
-        log.addHandler(each)
-    try:
-        yield
-    finally:
-        for each in (lines, told):
-            log.removeHandler(each)
-        log.level = before
-        lines.close()
-
-
-class _Told(logging.Handler):
-    """Tells what is logged for whoever watches."""
-
-    def __init__(self, tell: Tell) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell one line."""
-        if record.name != _KEPT.name:
-            self._tell(record.getMessage())

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.consent import Steward
 from client.packet import Packet
-from client.station import Tell, Watch, Watched
+from client.site_log import Tell
+from client.station import Watch, Watched
 
 
 class _Quiet:
