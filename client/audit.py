@@ -21,7 +21,18 @@ from privacy.heads import Head, Heads, SignedHead
 from privacy.ledger import Ledger
 from shared_models.fingerprint import fingerprint
 
-DECISIONS = ("enrol", "policy", "roster", "approve", "leave", "ended")
+_DIGEST = 12  # characters of a plan's digest that tell it from others on a screen
+_MESSAGES = {  # by the question that they answer: section 2 of the protocol
+    "hello": "keys of a run",
+    "roster": "part of a group key",
+    "group": "receipt",
+    "start": "shares of keys",
+    "cohort": "masked vector",
+    "survivors": "who is summed",
+    "unmask": "shares of masks",
+    "result": "receipt",
+    "ended": "receipt of the end",
+}
 
 
 @dataclass(frozen=True)
@@ -115,17 +126,22 @@ def _ledger(folder: Path, notes: Sequence[Note]) -> list[Row]:
 
 def show_audit(audit: Audit, console: Console, words: Console) -> None:
     """Print decisions and messages, and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("row", "when (UTC)", "what", "bytes", "under approval of plan"):
-        table.add_column(title, justify="right" if title in ("row", "bytes") else "left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("row", "when (UTC)", "round", "what", "bytes", "approval"):
+        table.add_column(
+            title,
+            justify="right" if title in ("row", "round", "bytes") else "left",
+            no_wrap=title != "what",
+        )
     for note in audit.notes:
         facts = note.facts
         sent = note.kind == "sent"
-        what = f"sent: {facts['message']}" if sent else _decision(note)
+        what = f"sent: {_MESSAGES[str(facts['message'])]}" if sent else _decision(note)
         size = f"{int(str(facts['bytes'])):,}" if sent else ""
         plan = str(facts.get("approval", facts.get("plan", "")))
         when = note.time.removesuffix("+00:00").replace("T", " ")
-        table.add_row(str(note.number), when, Text(what), size, plan[:16])
+        number = str(facts.get("round") or "")
+        table.add_row(str(note.number), when, number, Text(what), size, plan[:_DIGEST])
     console.print(table)
     lines = [
         f"{len(audit.sent)} messages left, {_bytes(audit.sent):,} bytes in all; and, every quarter "

@@ -101,18 +101,22 @@ def leave(
 ) -> None:
     """Take part no longer, from the next message on; past rounds stay in the model."""
     with program.errors(PROGRAM):
+        from client.leaving import leavable
         from client.leaving import leave as go
 
-        console = _console()
+        member, console = leavable(folder), _console()
+        name = member.study.name
         _say(
             console,
             "Past rounds stay in the model, and the ledger keeps what they cost: `fedward-site "
             "budget` shows it. The other hospitals go on as long as enough of them stay.",
         )
-        if not yes and not typer.confirm("Leave the study?", default=False, err=True):
+        if not yes and not sys.stdin.isatty():
+            raise DataError("expected --yes where nobody can be asked; nothing was changed")
+        if not yes and not typer.confirm(f"Leave {name}?", default=False, err=True):
             raise PrivacyError("not left; nothing was changed")
-        study = go(folder)
-        _say(console, f"left {study.name}; it is in the log")
+        go(member)
+        _say(console, f"left {name}; the coordinator knows it, and it is in the log")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Nobody is asked while an approval still holds. It reads no record.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ from privacy.roster import Plan
 from shared_models.durable import write_durably
 from shared_models.letters import News
 from shared_models.plan import make_plan, plan_document
-from shared_models.registry import build_network
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile, accept, read_roster, roster_bytes
-from shared_models.study import Study
 
 ASK_S = 2.0  # between two questions while the roster is open
-ROUGH_S = 15.0  # between two attempts to reach a coordinator that is not there
+AGAIN_FIRST_S, AGAIN_MOST_S = 1.0, 15.0  # before the next attempt to reach one that is not there
+_DRAW = random.SystemRandom()
 
 
 class Steward(Protocol):
@@ -57,11 +58,6 @@ class Agreed:
     plan: Plan
     parameters: int
     approval: Approval
-
-
-def parameters_of(study: Study) -> int:
-    """Return P of the study's network."""
-    return sum(p.numel() for p in build_network(study).parameters())
 
 
 def plan_of(member: Member, roster: RosterFile, parameters: int) -> Plan:
@@ -95,15 +91,37 @@ def agree(
         DataError: the coordinator does not know the site, or a file cannot be used.
         ProtocolError: the roster is not the coordinator's, or older than the one that is held.
     """
-    roster = hold(member, sealed(post, tell, wait))
-    parameters = parameters_of(member.study)
+    found = sealed(post, tell, wait)
+    place_of(member, identity, found)  # before it is held: another may not replace it
+    roster = hold(member, found)
+    parameters = count_parameters(member.study)
     plan = plan_of(member, roster, parameters)
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
     if given is None or not approvals.holds(given, plan.digest.hex(), roster):
         given = _ask(member, identity, policy, steward, roster, plan, given)
+        tell(f"approved; fingerprints compared with {', '.join(given.confirmed) or 'nobody'}")
     # Told again after every start: the coordinator may have been put back.
     _until(lambda: post.approve(given.plan, given.confirmed), tell, wait)
     return Agreed(roster, plan, parameters, given)
+
+
+def recall(member: Member, identity: Identity) -> Agreed:
+    """Return what was approved, from the site's own files alone: for a study that is over.
+
+    Raises:
+        DataError: a file is lost or damaged.
+        PrivacyError: the approval is not this site's.
+    """
+    roster = held(member.folder)
+    given = approvals.load(member.folder / names.APPROVAL, identity.public)
+    if roster is None or given is None:
+        lost = names.ROSTER if roster is None else names.APPROVAL
+        raise DataError(
+            f"{member.folder / lost}: expected the file of a study that has ended, found none",
+            "restore the file from your own copy",
+        )
+    parameters = count_parameters(member.study)
+    return Agreed(roster, plan_of(member, roster, parameters), parameters, given)
 
 
 def packet_of(
@@ -111,7 +129,7 @@ def packet_of(
 ) -> Packet:
     """Return the packet of a plan; errors as `client.packet.make_packet`."""
     first = bytes.fromhex(member.membership.first_model)
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     return make_packet(
         member.study,
         roster,
@@ -214,7 +232,6 @@ def _ask(
     plan: Plan,
     before: Approval | None,
 ) -> Approval:
-    place_of(member, identity, roster)
     with Ledger(member.folder / names.LEDGER) as ledger:
         packet = packet_of(member, policy, roster, plan, ledger)
     changes = () if before is None else approvals.changes(before, member.study, roster)
@@ -251,9 +268,11 @@ def _until(
     ask: Callable[[], _Answer], tell: Callable[[str], None], wait: Callable[[float], None]
 ) -> _Answer:
     """Ask until there is an answer; an absent coordinator is told of and waited for."""
+    pause = AGAIN_FIRST_S
     while True:
         try:
             return ask()
         except AbsentError as error:
             tell(f"{error}; trying again")
-            wait(ROUGH_S)
+            wait(pause * _DRAW.uniform(0.5, 1.0))  # never in step with other sites
+            pause = min(2 * pause, AGAIN_MOST_S)

@@ -8,30 +8,35 @@ from pathlib import Path
 
 from client import folder as names
 from client.journal import Journal
-from client.membership import load
+from client.membership import Member, load
 from client.post import Post
 from privacy import identity as identities
 from privacy.errors import AbsentError, DataError
 from shared_models.durable import write_durably
-from shared_models.study import Study
 
 
-def leave(folder: Path) -> Study:
-    """Leave the study of a folder; again after a failure, it tells the coordinator again.
-
-    A `start` that works in the folder sees it before its next answer.
-
-    Returns:
-        The study that was left.
+def leavable(folder: Path) -> Member:
+    """Return the member that may leave; again after a failure, the same.
 
     Raises:
-        DataError: the folder is none of an enrolled site, the study is over, or it cannot be
-            written: then nothing was left.
-        AbsentError: the site has left, and the coordinator does not know it yet.
+        DataError: the folder is none of an enrolled site, or the study is over.
     """
     member = load(folder)
     if member.has(names.NOTICE):
         raise DataError(f"{member.study.name} is over; there is nothing to leave")
+    return member
+
+
+def leave(member: Member) -> None:
+    """Leave the study; again after a failure, it tells the coordinator again.
+
+    A `start` that works in the folder sees it before its next answer.
+
+    Raises:
+        DataError: the folder cannot be written; nothing was left.
+        AbsentError: the site has left, and the coordinator does not know it yet.
+    """
+    folder = member.folder
     identity = identities.load(folder / names.IDENTITY)
     if not member.has(names.LEFT):
         with Journal(folder / names.JOURNAL) as journal:
@@ -58,4 +63,3 @@ def leave(folder: Path) -> Study:
                 f"the site sends nothing any more, but the coordinator was not told: {error}",
                 "`fedward-site leave` again tells it",
             ) from error
-    return member.study

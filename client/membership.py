@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from client import folder as names
 from client.channel import Address
-from privacy.errors import DataError
+from privacy.errors import DataError, PrivacyError
 from shared_models.contract import Section
 from shared_models.deployable import check_deployable
 from shared_models.durable import sync_folder, write_durably
@@ -111,6 +111,15 @@ def load(folder: Path) -> Member:
         raise DataError(f"{path}: expected the study that was enrolled in, found another", _AGAIN)
     check_deployable(study)
     return Member(folder, membership, study)
+
+
+def check_stays(member: Member) -> None:
+    """Refuse to go on in a study that the site has left; PrivacyError says so."""
+    if member.has(names.LEFT):
+        raise PrivacyError(
+            f"this site has left {member.study.name}; nothing was sent",
+            "`fedward-site enrol` takes part in another study",
+        )
 
 
 def keep(folder: Path, membership: Membership, study: Study, authority: bytes) -> None:

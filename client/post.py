@@ -110,6 +110,10 @@ class Post:
         letter = letters.Leave(study=self._study, site=self._site, nonce=_nonce())
         self._send(letter, known=("revoked",))
 
+    def end(self) -> None:
+        """Let the letter that another thread waits for fail now, and all later ones."""
+        self._channel.end()
+
     def close(self) -> None:
         """Close the line."""
         self._channel.close()

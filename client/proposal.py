@@ -5,10 +5,12 @@ It decides nothing: the steward does. What it proposes as a ceiling is what one 
 
 import math
 
-from privacy.accounting import Event, epsilon
-from shared_models.debits import planned_mechanism
-from shared_models.ring import planned_attempts
-from shared_models.study import Study, is_exact
+from client.charge import study_charge
+from privacy.errors import PrivacyError
+from shared_models.plan import count_values
+from shared_models.registry import count_parameters
+from shared_models.sections import SITES_MIN
+from shared_models.study import Study
 
 DATASET = "records"
 
@@ -24,7 +26,7 @@ allow_exact_release = false
 # may cost. Another study needs a decision.
 [ceilings.{dataset}]
 unit = "{unit}"
-epsilon = {epsilon:g}
+epsilon = {epsilon}
 delta = {delta:g}
 """
 
@@ -32,20 +34,28 @@ delta = {delta:g}
 def proposed_epsilon(study: Study) -> float:
     """Return the epsilon that a study may cost a record or patient, rounded up to cents.
 
-    A record is trained on or held out, so that the larger of the two costs counts.
+    It is the packet's own figure but for the number of sites, which is not known yet and moves it
+    by a billionth.
+
+    Raises:
+        PrivacyError: no ceiling is enough for it.
     """
-    privacy = study.privacy
-    if privacy.mode == "none":
-        raise ValueError("expected a private study")
-    training = privacy.epsilon
-    if training is None:
-        training = _cost(study)
-    held = 0.0 if is_exact(study) else study.evaluation.epsilon
-    return math.ceil(max(training, held) * 100 - 1e-9) / 100
+    sites = max(SITES_MIN, study.aggregation.min_sites)
+    values = count_values(study, count_parameters(study))
+    cost = study_charge(study, sites, values, DATASET).study
+    if not math.isfinite(cost):
+        raise PrivacyError(
+            "expected a study that promises something, got one of infinite epsilon; nothing was "
+            "sent"
+        )
+    return math.ceil(cost * 100 + 1e-6) / 100
 
 
 def proposal(study: Study) -> str:
-    """Return the text of a policy under which this study, and no other, may run."""
+    """Return the text of a policy under which this study, and no other, may run.
+
+    Errors: as `proposed_epsilon`.
+    """
     privacy = study.privacy
     if privacy.mode == "none":
         raise ValueError("expected a private study")
@@ -57,22 +67,3 @@ def proposal(study: Study) -> str:
         epsilon=proposed_epsilon(study),
         delta=privacy.delta,
     )
-
-
-def _cost(study: Study) -> float:
-    """Return what the planned attempts cost at the study's own noise."""
-    mechanism, privacy = planned_mechanism(study), study.privacy
-    if mechanism is None or privacy.mode == "none":
-        raise ValueError("expected a private study")
-    event = Event(
-        study=study.digest(),
-        dataset=DATASET,
-        unit=privacy.unit,
-        sampling_rate=mechanism.sampling_rate,
-        noise_multiplier=mechanism.noise_multiplier,
-        clipping_norm=mechanism.clipping_norm,
-        steps=study.training.local_steps or 1,
-        denominator=float(mechanism.expected_batch),
-        mode="local",
-    )
-    return epsilon([event] * planned_attempts(study), privacy.delta).epsilon

@@ -4,12 +4,10 @@ It decides no round: the participant does. Here its parts are joined to the line
 the end of the study. Everything that leaves is in the log before it is sent.
 """
 
-import contextlib
 import hashlib
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ import torch
 
 from client import folder as names
 from client.app import make_app
-from client.consent import Agreed, Steward, agree, place_of
+from client.audit import read_audit
+from client.consent import Agreed, Steward, agree, place_of, recall
 from client.correspondence import Correspondence
 from client.data.faults import LeftOut
 from client.data.read import read_records
@@ -27,20 +26,21 @@ from client.fleet import Fleet, load_key
 from client.journal import Journal
 from client.lineage import Lineage
 from client.masked import KINDS, Participant
-from client.membership import Member, claimed, load
+from client.membership import Member, check_stays, claimed, load
 from client.policy import Policy, adopt, check, limit_threads, load_policy
 from client.post import Post
 from client.site import Entropy, Site, Split, system_entropy
+from client.site_log import KEPT, Tell, keep_bug, logged, once
 from client.split import split
 from client.takehome import take_home
 from client.training import Trainer
 from privacy import identity as identities
-from privacy.errors import DataError, FedwardError, PrivacyError, ProtocolError
+from privacy.errors import DataError, FedwardError, ProtocolError
 from privacy.heads import Heads
-from privacy.keys import Identity
 from privacy.ledger import Ledger
 from privacy.secagg_setup import Site as Place
 from privacy.secagg_store import SiteStore
+from privacy.wire import read_header
 from shared_models.debits import planned_mechanism
 from shared_models.durable import write_durably
 from shared_models.notice import KIND as ENDED
@@ -48,6 +48,7 @@ from shared_models.notice import REASONS, Notice, read_notice
 from shared_models.plan import count_values
 from shared_models.sizes import question_bytes
 from shared_models.steps import site_encoding
+from shared_models.strategies import state_hash
 
 _LOG = logging.getLogger("fedward.site")
 
@@ -85,7 +86,6 @@ class Ended:
         return f"the study has ended: {REASONS[self.notice.reason]}"
 
 
-Tell = Callable[[str], None]
 Watch = Callable[[Watched], None]
 
 
@@ -103,8 +103,8 @@ def work(
     Args:
         folder: of the site.
         steward: is asked for the approval, unless one still holds.
-        tell: is told what is waited for.
-        watch: is told where the study is, whenever a message was answered.
+        tell: is told what is waited for and what is new, one line each, as in the site's log.
+        watch: is told where the study is, whenever that may have changed; in any thread.
         records: reads the records in the place of the enrolled file; simulations only.
         entropy: seeded; simulations only.
 
@@ -113,36 +113,22 @@ def work(
         DataError: the folder is none of an enrolled site, or a file cannot be used.
         ProtocolError: the study has stopped; what it left is in the folder all the same.
     """
-    with claimed(folder), _logged(folder / names.LOG):
+    load(folder)  # a folder of nobody is left as it is
+    with claimed(folder), logged(folder / names.LOG, tell):
         try:
-            station = _Station(load(folder), steward, tell, watch, records, entropy)
-            ended = station.run()
+            ended = _Station(load(folder), steward, watch, records, entropy).run()
         except FedwardError as error:
-            _LOG.error("ended: %s", error)
+            KEPT.error("ended: %s", error)
             raise
         except KeyboardInterrupt:
-            _LOG.info("interrupted")
+            KEPT.info("interrupted")
             raise
     if ended.notice.reason == "stopped":
         raise ProtocolError(
-            f"{REASONS['stopped']}; what it left is in {ended.model}",
+            f"the study has stopped: {REASONS['stopped']}; what it left is in {ended.model}",
             "the coordinator knows why it stopped",
         )
     return ended
-
-
-def verify(member: Member, identity: Identity) -> None:
-    """Check the site's log against itself and against what others have signed of it.
-
-    Raises:
-        PrivacyError: a row was changed, or the log or the ledger is shorter than it was.
-    """
-    with Heads(member.folder / names.LOGS) as heads:
-        signed = [one.head for one in heads.all() if one.owner == identity.public]
-    with Journal(member.folder / names.JOURNAL) as journal:
-        journal.verify(*signed)
-    with Ledger(member.folder / names.LEDGER) as ledger:
-        ledger.verify()
 
 
 class _Station:
@@ -152,61 +138,34 @@ class _Station:
         self,
         member: Member,
         steward: Steward,
-        tell: Tell,
         watch: Watch,
         records: Callable[[], Split] | None,
         entropy: Entropy,
     ) -> None:
-        self._member, self._steward, self._tell, self._watch = member, steward, tell, watch
+        self._member, self._steward, self._watch = member, steward, watch
         self._entropy, self._given_records = entropy, records
         self._identity = identities.load(member.folder / names.IDENTITY)
         self._split: Split | None = None
         self._stop = threading.Event()
         self._trouble: FedwardError | None = None
-        self._notice: tuple[Notice, bytes] | None = None
+        self._round = 0
+        self._waiting: tuple[str, ...] = ()
 
     def run(self) -> Ended:
         member, identity = self._member, self._identity
-        self._check_stays()
-        verify(member, identity)
+        check_stays(member)
+        read_audit(member.folder)  # a past that was changed or cut is no ground to go on from
+        if member.has(names.NOTICE):
+            return self._go_home(recall(member, identity))
         policy = self._policy()
         with closing(self._post()) as post:
-            agreed = agree(member, identity, policy, post, self._steward, self._tell)
-        torch.set_num_threads(1)  # the same bytes at any load
-        limit_threads(policy)
-        trainer = Trainer(member.study, planned_mechanism(member.study))
-        if trainer.fallback:
-            self._tell(f"note: {trainer.fallback}")
-        first = bytes.fromhex(member.membership.first_model)
-        lineage = Lineage(member.study, trainer.parameters, first)
-        with (
-            closing(SiteStore(member.folder / names.PROTOCOL)) as store,
-            Heads(member.folder / names.PEERS) as heads,
-            Journal(member.folder / names.JOURNAL) as journal,
-            closing(self._post()) as post,
-            Correspondence(member, identity, post, agreed.roster, self._end) as letters,
-        ):
-            participant = Participant(
-                self._site(policy, agreed, trainer),
-                self._place(agreed, letters),
-                lineage,
-                store,
-                heads=heads,
-            )
-            if not member.has(names.NOTICE):
-                self._serve(agreed, participant, journal, letters)
-            if self._trouble is not None:
-                raise self._trouble
-            notice, state = self._noticed(agreed)
-            model = take_home(member, letters.roster, agreed.plan, notice, state, participant.known)
-        return Ended(notice, model)
-
-    def _check_stays(self) -> None:
-        if self._member.has(names.LEFT):
-            raise PrivacyError(
-                f"this site has left {self._member.study.name}",
-                "`fedward-site enrol` takes part in another study",
-            )
+            agreed = agree(member, identity, policy, post, self._steward, once(_LOG.info))
+        self._work(policy, agreed)
+        if self._trouble is not None:
+            raise self._trouble
+        if not member.has(names.NOTICE):
+            raise KeyboardInterrupt  # stopped from outside before the end
+        return self._go_home(agreed)
 
     def _policy(self) -> Policy:
         """Return the policy, written into ledger and log before anything is done under it."""
@@ -267,6 +226,39 @@ class _Station:
 
         return place
 
+    def _work(self, policy: Policy, agreed: Agreed) -> None:
+        """Answer the coordinator until the study ends, or something here ends the work."""
+        member, study = self._member, self._member.study
+        torch.set_num_threads(1)  # the same bytes at any load
+        limit_threads(policy)
+        trainer = Trainer(study, planned_mechanism(study))
+        if trainer.fallback:
+            _LOG.info("note: %s", trainer.fallback)
+        first = bytes.fromhex(member.membership.first_model)
+        with (
+            closing(SiteStore(member.folder / names.PROTOCOL)) as store,
+            Heads(member.folder / names.PEERS) as heads,
+            Journal(member.folder / names.JOURNAL) as journal,
+            closing(self._post()) as post,
+        ):
+            letters = Correspondence(
+                member,
+                self._identity,
+                post,
+                agreed.roster,
+                heard=lambda: self._show(letters),
+                end=self._end,
+            )
+            participant = Participant(
+                self._site(policy, agreed, trainer),
+                self._place(agreed, letters),
+                Lineage(study, trainer.parameters, first),
+                store,
+                heads=heads,
+            )
+            with letters:
+                self._serve(agreed, participant, journal, letters)
+
     def _serve(
         self,
         agreed: Agreed,
@@ -275,53 +267,50 @@ class _Station:
         letters: Correspondence,
     ) -> None:
         member = self._member
-        approval = agreed.plan.digest.hex()
+        approval = agreed.approval.plan
+        self._reach(participant)
+        self._show(letters)
 
         def answer(kind: str, node: int, message: bytes) -> bytes:
             del node
             asked = hashlib.sha256(message).hexdigest()
             try:
-                self._check_stays()
-                reply = (
-                    self._hear_end(agreed, journal, message)
-                    if kind == ENDED
-                    else participant.answer(kind, message)
-                )
+                check_stays(member)
+                if kind == ENDED:
+                    reply = self._hear_end(agreed, journal, letters, message)
+                else:
+                    reply = participant.answer(kind, message)
             except FedwardError as error:
                 journal.note("refused", message=kind, asked=asked, code=error.exit_code)
                 raise
+            with Ledger(member.folder / names.LEDGER) as ledger:
+                head = ledger.head()
             journal.note(
                 "sent",
                 message=kind,
+                round=_round_of(reply),
                 asked=asked,
                 bytes=len(reply),
                 sha256=hashlib.sha256(reply).hexdigest(),
                 approval=approval,
-                ledger=participant_ledger(),
+                ledger=f"{head.rows}/{head.digest}",
             )
-            known = participant.known
-            done = 0 if known is None else known.state.round
-            self._watch(Watched(done, member.study.rounds, letters.waiting))
+            if self._reach(participant):
+                KEPT.info("round %d of %d is done", self._round, member.study.rounds)
+            self._show(letters)
             return reply
 
-        def participant_ledger() -> str:
-            with Ledger(member.folder / names.LEDGER) as ledger:
-                head = ledger.head()
-            return f"{head.rows}/{head.digest}"
-
-        def log(bug: Exception) -> None:
-            _LOG.error("an answer failed by a fault of the program: %s", type(bug).__name__)
-
-        self._watch(Watched(0, member.study.rounds, letters.waiting))
         kinds = (*KINDS, ENDED)
         most = question_bytes(member.study, agreed.parameters)
         key = load_key(member.folder / names.NODE)
         fleet = Fleet(member.address(), key, member.membership.node, most, member.folder / "flower")
         _LOG.info("at work in %s under plan %s", member.study.name, approval)
-        fleet.serve(make_app(kinds, answer, log), kinds, self._stop)
+        fleet.serve(make_app(kinds, answer, keep_bug), kinds, self._stop)
 
-    def _hear_end(self, agreed: Agreed, journal: Journal, message: bytes) -> bytes:
-        notice, state = read_notice(message, self._member.server, agreed.plan.digest)
+    def _hear_end(
+        self, agreed: Agreed, journal: Journal, letters: Correspondence, message: bytes
+    ) -> bytes:
+        notice, _ = read_notice(message, self._member.server, bytes.fromhex(agreed.approval.plan))
         journal.note("ended", reason=notice.reason, model=notice.model)
         try:
             write_durably(self._member.folder / names.NOTICE, message)
@@ -329,26 +318,51 @@ class _Station:
             raise DataError(
                 f"{self._member.folder / names.NOTICE}: cannot be written ({error.strerror})"
             ) from error
-        self._notice = notice, state
-        _LOG.info("the study has ended: %s", REASONS[notice.reason])
+        KEPT.info("the study has ended: %s", REASONS[notice.reason])
+        letters.tell_end()  # it is there: it waits for the answer
         self._stop.set()
         return b""
 
-    def _noticed(self, agreed: Agreed) -> tuple[Notice, bytes]:
-        if self._notice is not None:
-            return self._notice
-        path = self._member.folder / names.NOTICE
+    def _go_home(self, agreed: Agreed) -> Ended:
+        """Write what is taken home, from the notice and what this site has computed itself."""
+        member = self._member
+        path = member.folder / names.NOTICE
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            raise KeyboardInterrupt from None  # stopped from outside before the end
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        return read_notice(data, self._member.server, agreed.plan.digest)
+        plan = bytes.fromhex(agreed.approval.plan)
+        notice, state = read_notice(data, member.server, plan)
+        with closing(SiteStore(member.folder / names.PROTOCOL)) as store:
+            own = {state_hash(blob).hex() for blob, _ in store.states()}
+        computed = notice.model in {member.membership.first_model, *own}
+        return Ended(notice, take_home(member, agreed.roster, agreed.plan, notice, state, computed))
 
-    def _end(self, trouble: FedwardError | None) -> None:
+    def _reach(self, participant: Participant) -> bool:
+        """Note how far the site is; say whether that is a round further."""
+        known, before = participant.known, self._round
+        self._round = 0 if known is None else known.state.round
+        return self._round > before
+
+    def _show(self, letters: Correspondence) -> None:
+        waiting = letters.waiting
+        if waiting != self._waiting:
+            self._waiting = waiting
+            if waiting:
+                KEPT.info("waiting until %s approve", ", ".join(waiting))
+        self._watch(Watched(self._round, self._member.study.rounds, waiting))
+
+    def _end(self, trouble: FedwardError) -> None:
         self._trouble = trouble
         self._stop.set()
+
+
+def _round_of(reply: bytes) -> int | None:
+    """Return the round that a message says it is of; None before there is one."""
+    try:
+        return read_header(reply).counter.round or None
+    except ProtocolError:  # it is empty, or a greeting
+        return None
 
 
 def _tell_left_out(left_out: LeftOut) -> None:
@@ -357,25 +371,3 @@ def _tell_left_out(left_out: LeftOut) -> None:
         _LOG.warning("records that break the contract and are left out: %d", left_out.count)
         for place in left_out.places:
             _LOG.warning("left out: %s", place)
-
-
-@contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Write what happens into the site's log for people, one line each, in UTC."""
-    try:
-        path.touch(mode=0o600)
-        lines = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    lines.setFormatter(form)
-    log = logging.getLogger("fedward")
-    before, log.level = log.level, logging.INFO
-    log.addHandler(lines)
-    try:
-        yield
-    finally:
-        log.removeHandler(lines)
-        log.level = before
-        lines.close()

@@ -3,6 +3,7 @@
 It keeps nothing and tells nobody; `client.consent` does.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Asked:
         show(packet, self.console)
         if changes:
             self._say(f"Approved before, and changed since: {', '.join(changes)}.")
-        if not self.console.is_terminal:
+        if not (self.console.is_terminal and sys.stdin.isatty()):
             raise PrivacyError(
                 "expected an approval, and there is nobody to ask; nothing was approved",
                 f"fedward-site start --approve {packet.digest} --confirmed all, once the "

@@ -6,8 +6,6 @@ Written again from the same files it is the same bytes. It asks nobody and reads
 from pathlib import Path
 
 from client import folder as names
-from client.consent import parameters_of
-from client.lineage import Known
 from client.membership import Member
 from privacy.errors import DataError
 from privacy.ledger import Ledger
@@ -18,6 +16,7 @@ from shared_models.durable import write_durably
 from shared_models.guarantee import cost, guarantee, unknown_noise
 from shared_models.model_file import DESCRIPTION, MODEL, description, json_bytes, model_bytes
 from shared_models.notice import Notice
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile
 from shared_models.steps import site_encoding
 from shared_models.strategies import read_state
@@ -32,7 +31,7 @@ def take_home(
     plan: Plan,
     notice: Notice,
     state: bytes,
-    known: Known | None,
+    computed: bool,
 ) -> Path:
     """Write the final model, its description and a report into the site's folder.
 
@@ -42,22 +41,21 @@ def take_home(
         plan: that was run.
         notice: of the end, checked.
         state: that came with it.
-        known: the state that the site computed itself, if it did.
+        computed: whether the site came to that state by itself; else it is the server's word.
 
     Raises:
         DataError: the folder cannot be written.
         ProtocolError: the state is none of this network.
     """
-    own = known is not None and known.computed and known.digest.hex() == notice.model
-    final = read_state(state, parameters_of(member.study))
+    final = read_state(state, count_parameters(member.study))
     promise = _promise(member, plan)
     folder = member.folder / names.MODEL
     study = member.study
     said = description(study, promise)
-    said["computed_here"] = own
+    said["computed_here"] = computed
     released = {name: figure.model_dump() for name, figure in notice.released.items()}
     ending = Ending(notice.reason, notice.plan, final.round, 0, released)
-    text = card(study, roster, ending, promise, _COVERS, signed=False, computed=own)
+    text = card(study, roster, ending, promise, _COVERS, signed=False, computed=computed)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_durably(folder / MODEL, model_bytes(study, final))

@@ -34,7 +34,7 @@ def errors(program: str, after_interrupt: str = "start it again") -> Iterator[No
         yield
     except FedwardError as error:
         _fail(program, str(error), error.hint, error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):  # the latter: at a question
         _fail(program, "interrupted; what is done is kept", after_interrupt, INTERRUPTED)
     except typer.Exit:
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pytest
 
 from client import cli
@@ -16,6 +17,7 @@ from client.policy import adopt, load_policy
 from privacy.accounting import Event, epsilon
 from privacy.heads import Head
 from privacy.ledger import Ledger
+from tests.client.desk import asked_for, join, open_desk, table
 
 POLICY = """
 dataset = "ward"
@@ -232,6 +234,78 @@ def test_a_bug_is_one_line_and_its_details_are_in_a_file(
     ended = program("budget")
     assert "a bug: ZeroDivisionError" in refused(ended, 1)
     assert "31337" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["start", "inspect", "leave", "audit"])
+def test_a_folder_of_nobody_is_said_and_left_as_it_is(
+    program: Program, tmp_path: Path, command: str
+) -> None:
+    before = list(tmp_path.iterdir())
+    assert "expected the folder of a" in refused(program(command), 2)
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_the_plan_and_the_peers_are_typed_together(program: Program) -> None:
+    assert "--approve and --confirmed together" in refused(program("start", "--approve", "ab"), 2)
+    assert "--approve and --confirmed together" in refused(program("start", "--confirmed", "a"), 2)
+
+
+def test_a_token_that_is_none_is_bad_input(program: Program, tmp_path: Path) -> None:
+    ended = program("enrol", "fedward1.abc", "--data", str(tmp_path))
+    assert "expected a token" in refused(ended, 2)
+    assert "fedward1.abc" not in ended.err
+
+
+def test_ctrl_c_at_a_question_is_no_bug(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def at_a_question(*_: object) -> Any:
+        raise click.exceptions.Abort
+
+    monkeypatch.setattr("client.inspection.look", at_a_question)
+    assert "interrupted" in refused(program("inspect"), 130)
+
+
+def test_a_hospital_is_led_from_its_token_to_its_leave(program: Program, tmp_path: Path) -> None:
+    with open_desk(tmp_path / "coordinator", asked_for()) as desk:
+        for peer in ("ulm", "jena", "graz"):
+            join(desk, tmp_path, peer)
+        data, token = table(tmp_path / "records.csv", 50), desk.invite("bonn")
+        tmp_path.chmod(0o700)
+        (tmp_path / "policy.toml").unlink()
+
+        enrolled = program("enrol", token, "--data", str(data))
+        assert (enrolled.code, enrolled.out) == (0, "")
+        assert "enrolled in toy as bonn" in enrolled.err
+        assert "50 records keep the contract" in enrolled.err
+        assert "next: fedward-site start" in enrolled.err
+
+        assert "has not sealed the roster yet" in refused(program("inspect"), 5)
+        plan = desk.seal().plan
+
+        shown = program("inspect", "--json")
+        assert (shown.code, shown.err) == (0, "")
+        packet = json.loads(shown.out)
+        assert (packet["digest"], packet["approval"]) == (plan, None)
+        words = next(one["words"] for one in packet["hospitals"] if one["own"])
+        assert f"this site's fingerprint: {words}" in enrolled.err
+
+        ended = program("start", "--approve", "ab" * 32, "--confirmed", "all")
+        assert "--approve: expected the plan" in refused(ended, 3)
+        ended = program("start", "--approve", str(plan), "--confirmed", "ulm")
+        assert "at most 1 of 3 other hospitals" in refused(ended, 3)
+        assert desk.state("bonn") == "enrolled"
+
+        assert "expected --yes" in program("leave").err
+        assert desk.state("bonn") == "enrolled"
+        assert program("leave", "--yes").code == 0
+        assert desk.state("bonn") == "left"
+        assert "this site has left toy" in refused(program("start"), 3)
+
+    audited = program("audit", "--json")
+    assert audited.code == 0
+    kinds = [note["kind"] for note in json.loads(audited.out)["notes"]]
+    assert kinds == ["enrol", "roster", "leave"]
 
 
 def test_neither_torch_nor_flwr_is_imported_for_help_or_budget(tmp_path: Path) -> None:
