@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from flower_peer import Flower
 from rows import PAIRS_MIN, Row, interleave, load, machine, measure, options, show
 from secagg_ours import VALUE_BOUND, Ours, made_up
-from secagg_weigh import weigh
+from secagg_weigh import ROUNDS, weigh
 
 from privacy.encoding import Encoding, RingBits
 from privacy.masking import CHUNK_BYTES
@@ -220,17 +220,19 @@ def server_vs_flower_row(*, quick: bool) -> Row:
 
 
 def server_memory_row(*, quick: bool) -> Row:
-    """Weigh the server's process."""
+    """Weigh the server's process as it is deployed."""
     row = lower("server_peak_memory_vs_vector", 4, "")
     if quick:
         return replace(row, note=NOT_QUICK)
-    grown = {n: weigh(n, VALUES, keep=False) / (4 * VALUES) for n in (SITES, 50)}
-    kept = weigh(SITES, VALUES, keep=True) / (4 * VALUES)
+    grown = {n: weigh(n, VALUES, keep=True) / (4 * VALUES) for n in (SITES, 50)}
+    bare = weigh(SITES, VALUES, keep=False) / (4 * VALUES)
     note = (
-        "what the process of server.masked.MaskedSum grows by in a round, at its peak, over the "
-        f"bytes of a vector of {VALUES:,} values; "
+        f"what the process of server.masked.MaskedSum grows by in {ROUNDS} rounds, at its peak, "
+        f"over the bytes of a vector of {VALUES:,} values; with the sum on its way to the sites, "
+        "its store on disk, SQLite's cache and every message, one vector arriving at a time; "
+        "without the transport's buffers, the model and the strategy's step; "
         + ", ".join(f"n = {n}: {one:.2f}" for n, one in grown.items())
-        + f"; {kept:.2f} with a store on disk"
+        + f"; without a store, n = {SITES}: {bare:.2f}"
     )
     return replace(row, value=max(grown.values()), note=note)
 

@@ -298,7 +298,7 @@ def workers_row(*, quick: bool) -> Row:
 
 def mlp_masked_row(*, quick: bool) -> Row:
     """Time a masked round of small sites, and what the masks add to it."""
-    row = Row("mlp_masked_ms_per_site", None, "ms", "lower", None, "")
+    row = Row("mlp_masked_ms_per_site", None, "ms", "lower", 15.0, "")
     rounds = PAIRS_MIN if quick else 21
     with Ours("mlp", COHORT, masking="fsa1") as masked, Ours("mlp", COHORT) as bare:
         same = interleave(masked.round, bare.round, rounds)
@@ -316,7 +316,7 @@ def _ms(seconds: Sequence[float]) -> float:
 
 def cnn_masked_row(*, quick: bool) -> Row:
     """Compare a masked round of the CNN with the plain loop."""
-    row = Row("cnn_masked_vs_plain_loop", None, "ratio", "higher", None, "")
+    row = Row("cnn_masked_vs_plain_loop", None, "ratio", "higher", 0.4, "")
     if quick:
         return replace(row, note="not measured by --quick")
     plain = PlainLoop("cnn", COHORT)

@@ -74,7 +74,7 @@ class Lineage:
         Raises:
             ProtocolError: the bytes are no state of this network.
         """
-        if self._read is None or (self._read[0] is not blob and self._read[0] != blob):
+        if self._read is None or self._read[0] != blob:
             digest = state_hash(blob)
             state = read_state(blob, self._parameters)
             self._read = (blob, Known(state, digest, blob, digest == self.first_model))

@@ -7,7 +7,7 @@ that what must outlive a crash is in the store before it is sent.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,17 @@ class Store(Protocol):
     def open_exact(self, model: bytes, survivors: tuple[int, ...]) -> None: ...  # noqa: D102
 
 
+class _Ordered(NamedTuple):
+    """After message 4, with the state that the order is on: the own one may move on meanwhile."""
+
+    advertised: secagg_site.Advertised
+    known: Known
+
+
 _Phase = (
     secagg_setup.Greeted
     | secagg_setup.Joined
-    | secagg_site.Advertised
+    | _Ordered
     | secagg_site.Masked
     | secagg_site.Acknowledged
     | None
@@ -182,7 +189,7 @@ class Participant:
         computed = known.computed or self._once
         phase, answer = secagg_site.start(grouped, order, expected, last, computed)
         self._store.advance(grouped.site.index, phase.attempt.counter)
-        self._phase, self._known, self._result = phase, known, result
+        self._phase, self._known, self._result = _Ordered(phase, known), known, result
         if known.computed and self._places and self._places[0][1] != result:
             # The last sum was taken back: what followed from it is of no use to anybody.
             self._places = [one for one in self._places if one[1] == result]
@@ -236,8 +243,8 @@ class Participant:
         if own is not None and (own.digest, self._result) == asked:
             return own, self._result
         for known, result in self._places:  # also the one before the last sum
-            if (known.digest, result) == asked:
-                return known, result
+            if result == begin.result:
+                return known, result  # `secagg_site.start` refuses another model
         told = self._lineage.told(blob) if blob else None
         vouched = place(*asked) in self._vouched()  # the plan's first state, again
         if own is not None and own.computed and not vouched and not self._missed(own, begin, told):
@@ -250,35 +257,32 @@ class Participant:
         if told is None:
             raise ProtocolError("message 4: expected a state to start from, got none")
         # Nobody but those who computed it can vouch for it: `secagg_site.admit` counts them.
-        return (told if own is None or vouched else replace(told, computed=False)), begin.result
+        return (told if vouched else replace(told, computed=False)), begin.result
 
     def _missed(self, own: Known, begin: RoundStart, told: Known | None) -> bool:
         """Say whether sums may have been opened without this site since its own state."""
-        if self._once:
-            return True
         if own.digest == begin.model:
             return begin.kind is Kind.TRAIN and self._lineage.evaluated(own.state.round)
         return told is not None and told.state.round > own.state.round
 
     def _contribute(self, message: bytes) -> bytes:
-        if not isinstance(self._phase, secagg_site.Advertised) or self._known is None:
+        if not isinstance(self._phase, _Ordered):
             raise _out_of_order("cohort")
-        shared = secagg_site.admit(self._phase, message)
-        attempt, known = shared.attempt, self._known
+        shared, known = secagg_site.admit(self._phase.advertised, message), self._phase.known
+        attempt = shared.attempt
         if not self._once:
             self._store.raise_counters(dict.fromkeys(shared.cohort, attempt.counter))
         if self._is_exact(attempt):
-            self._store.check_exact(known.digest, None)
-        # Section 6: until this site has sent Unmask, a new attempt masks the same integers again;
-        # section 7: not in mode distributed, where every attempt is a draw and a debit of its own.
-        afresh = self._lineage.draws_afresh
-        stored = None if afresh else self._store.work(attempt.kind, known.digest)
+            self._store.check_exact(attempt.model, None)
+        # Section 6: until this site has sent Unmask, a new attempt masks the same integers again.
+        stored = self._store.work(attempt.kind, attempt.model)
         if stored is None:
             number = self._lineage.round(known, attempt.kind, attempt.counter)
             again = (attempt.counter.round - number) << 16 | attempt.counter.attempt
             work = self._site.contribute(_WORDS[attempt.kind], known.state, number, again)
-            if not afresh:
-                self._store.keep_work(attempt.kind, known.digest, work.values, work.lanes)
+            # Section 7: in mode distributed every attempt is a draw and a debit of its own.
+            if not self._lineage.draws_afresh:
+                self._store.keep_work(attempt.kind, attempt.model, work.values, work.lanes)
         else:
             work = Contribution(*stored)
         self._phase, answer = secagg_site.mask(shared, work.values, work.lanes)
@@ -293,8 +297,8 @@ class Participant:
             raise _out_of_order("survivors")
         phase, answer = secagg_site.acknowledge(self._phase, message)
         attempt = phase.attempt
-        if self._is_exact(attempt) and self._known is not None:
-            self._store.check_exact(self._known.digest, phase.survivors)
+        if self._is_exact(attempt):
+            self._store.check_exact(attempt.model, phase.survivors)
         self._store.acknowledge(attempt.run, attempt.counter, phase.cohort_hash, phase.survivors)
         self._phase = phase
         return answer
@@ -308,8 +312,8 @@ class Participant:
         if not isinstance(self._phase, secagg_site.Acknowledged):
             raise _out_of_order("unmask")
         revealed, answer = secagg_site.reveal(self._phase, message)
-        if self._is_exact(revealed.attempt) and self._known is not None:
-            self._store.open_exact(self._known.digest, revealed.survivors)
+        if self._is_exact(revealed.attempt):
+            self._store.open_exact(revealed.attempt.model, revealed.survivors)
         self._store.keep_answer(revealed.attempt.run, revealed.attempt.counter, asked, answer)
         self._phase, self._revealed = None, revealed
         if self._once:

@@ -111,6 +111,7 @@ class Heads:
         """
         self._name = path.name
         with self._failing():
+            # Not when it is there: to close it would drop the locks that this process has on it.
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)

@@ -75,7 +75,7 @@ def verify(public: bytes, header: bytes, body: bytes, signature: bytes) -> bool:
     message = b"FSA1-sig" + header + body
     claim = hashlib.sha256(public + signature)  # both of fixed length: no two claims run together
     claim.update(message)
-    verdict = _verdict(public[:KEY_BYTES] + claim.digest())
+    verdict = _verdict(claim.digest())
     if not verdict:
         verdict.append(_verify(public, signature, message))
     return verdict[0]

@@ -151,9 +151,14 @@ def add_streams(
     plus: Sequence[bytes],
     minus: Sequence[bytes],
     chunk_bytes: int = CHUNK_BYTES,
+    *,
+    digest: Digest | None = None,
 ) -> None:
-    """Add and subtract the streams of these keys, in place: how the server removes masks."""
-    _add_streams(payload, from_ring(payload.values), _signed(plus, minus), chunk_bytes, 1, None)
+    """Add and subtract the streams of these keys, in place: how the server removes masks.
+
+    ``digest`` is updated with the payload that comes of it.
+    """
+    _add_streams(payload, from_ring(payload.values), _signed(plus, minus), chunk_bytes, 1, digest)
 
 
 def _signed(plus: Sequence[bytes], minus: Sequence[bytes]) -> list[_Signed]:

@@ -48,7 +48,7 @@ class Plan:
         train_lanes: 64-bit lanes of a training round (0 under privacy).
         evaluate_lanes: lanes of an evaluation round, which has no values.
         min_sites: fewest sites whose sum may be opened, at least 3.
-        answers_min: t_n, fewest answers that may be opened (noise), t to n; 0 stands for t.
+        answers_min: t_n, fewest answers that may be opened (noise), t to n; None stands for t.
         colluders: n_c, sites that the noise allows for; None stands for floor((n-1)/3), the most.
 
     Raises:
@@ -62,7 +62,7 @@ class Plan:
     train_lanes: int = 0
     evaluate_lanes: int = 0
     min_sites: int = SITES_MIN
-    answers_min: int = 0
+    answers_min: int | None = None
     colluders: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class Plan:
     @property
     def t_n(self) -> int:
         """Fewest answers that carry all of the noise."""
-        return self.answers_min or self.t
+        return self.t if self.answers_min is None else self.answers_min
 
     @property
     def n_c(self) -> int:

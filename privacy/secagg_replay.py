@@ -57,6 +57,6 @@ def replay(grouped: Grouped, start: bytes, acks: bytes, result: bytes, expected:
         if not ack.is_by(site.roster.sites[index].public):
             raise refusal(10, f"the signature of {name}", "another")
     ctx = hashlib.sha256(grouped.transcript + begin.head + begin.body).digest()
-    kind, members = message.kind, grouped.members
-    attempt = Attempt(site, grouped.run, members, counter, kind, ctx, grouped.kappa)
+    kind, model, members = message.kind, message.model, grouped.members
+    attempt = Attempt(site, grouped.run, members, counter, kind, model, ctx, grouped.kappa)
     return check(Revealed(attempt, survivors), result)

@@ -205,6 +205,7 @@ class Opened:
     started: Started
     survivors: tuple[int, ...]
     payload: Payload
+    payload_hash: bytes  # SHA-256, as Result will say it
     refused: Refused  # sites that gave a wrong share, among others
 
     @property
@@ -389,9 +390,10 @@ def open_sum(agreed: Agreed, replies: Replies) -> Opened:
         secrets[index] = sharing.combine(weights, shares)
     plus, minus = _corrections(agreed, secrets)
     agreed.running.opened = True
-    masking.add_streams(agreed.running.total, plus, minus)
+    digest = hashlib.sha256()
+    masking.add_streams(agreed.running.total, plus, minus, digest=digest)
     named = {**agreed.running.refused, **agreed.refused, **refused}
-    return Opened(started, agreed.survivors, agreed.running.total, named)
+    return Opened(started, agreed.survivors, agreed.running.total, digest.digest(), named)
 
 
 def write_result(opened: Opened, next_model: bytes) -> bytes:
@@ -402,7 +404,7 @@ def write_result(opened: Opened, next_model: bytes) -> bytes:
         opened.survivors,
         next_model,
         started.shape.payload_bytes,
-        hashlib.sha256(words.data).digest(),
+        opened.payload_hash,
     )
     return write(message, started.server.identity, words.data)
 

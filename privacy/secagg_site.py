@@ -60,6 +60,7 @@ class Attempt:
     members: tuple[int, ...]
     counter: Counter
     kind: Kind
+    model: bytes
     ctx: bytes
     kappa: bytes = field(repr=False)
 
@@ -169,7 +170,8 @@ def start(
     if message.members != grouped.members:
         raise refusal(4, f"all {len(grouped.members)} sites of the run", f"{len(message.members)}")
     ctx = hashlib.sha256(grouped.transcript + begin.head + begin.body).digest()
-    attempt = Attempt(site, grouped.run, grouped.members, counter, message.kind, ctx, grouped.kappa)
+    kind, model, members = message.kind, message.model, grouped.members
+    attempt = Attempt(site, grouped.run, members, counter, kind, model, ctx, grouped.kappa)
     return _advertise(grouped, attempt, computed)
 
 

@@ -56,6 +56,7 @@ class SiteStore:
         Raises:
             ProtocolError: it is no such file, or the disk failed.
         """
+        # Not when it is there: to close it would drop the locks that this process has on it.
         if path is not None and not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         with _failing():
@@ -87,8 +88,8 @@ class SiteStore:
         """Keep the larger of what is stored and what was seen, for each site."""
         with self._writing() as connection:
             known = self.counters()
-            higher = [(site, *c) for site, c in seen.items() if c > known.get(site, Counter(0, 0))]
-            connection.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?)", higher)
+            rows = [(site, *max(c, known.get(site, c))) for site, c in seen.items()]
+            connection.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?)", rows)
 
     def advance(self, own: int, counter: Counter) -> None:
         """Take the next (round, attempt) of this site, once (section 2, message 4).

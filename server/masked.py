@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
-import numpy as np
-
 from privacy import secagg_server
 from privacy.errors import AbsentError, ProtocolError
 from privacy.roster import Kind, colluders_max
 from privacy.secagg_messages import NO_RESULT, Result, RoundStart, result_hash
-from privacy.secagg_server import Coordinator, Formed, Run, RunningSum
-from privacy.secagg_suspend import reopened, resume, suspend
+from privacy.secagg_server import Agreed, Coordinator, Formed, Run, RunningSum
+from privacy.secagg_suspend import resume, suspend
 from privacy.wire import Counter, read, read_header
 from server.rounds import Exchange, Opened, Order, UnvouchedError
 from server.store import Order as Place
@@ -65,8 +63,9 @@ class MaskedSum:
                 end with their server, needs none.
         """
         self._coordinator, self._places, self._deadline_s = coordinator, places, deadline_s
-        self._once, self._store, self._restarted = once, store, store is not None
-        self._run: tuple[tuple[str, ...], Run] | None = None
+        self._once, self._store = once, store
+        self._before = store  # what another process may have left open; looked at once
+        self._run: Run | None = None
         self._trail: list[Opening] = []  # sums that some member may not have followed yet
         self._result = NO_RESULT
         self._last: tuple[bytes, bytes, secagg_server.Opened] | None = None
@@ -84,14 +83,12 @@ class MaskedSum:
             AbsentError: no site answered at all.
         """
         digest = state_hash(order.state)
-        if self._restarted and self._store is not None:
-            self._restarted = False
-            stand = (digest, _KINDS[order.kind])
-            finished = self._pick_up(exchange, order.sites, stand, self._store)
-            if finished is not None:
-                return finished
+        stand = (digest, _KINDS[order.kind])
+        finished = self._pick_up(exchange, order.sites, stand)
+        if finished is not None:
+            return finished
         self._extend_trail(digest)
-        self._stand((digest, _KINDS[order.kind]))
+        self._stand(stand)
         run, formed, start = self._form(exchange, order, digest)
         talk = _Talk(exchange, order.sites, self._deadline_s)
         complete = len(formed.cohort) == len(order.sites)
@@ -100,16 +97,17 @@ class MaskedSum:
         running = RunningSum(formed, hashing=self._suspicious)
         for site, reply in talk.each("cohort", formed.cohort, formed.message):
             running.add(site, reply)
+            del reply  # a vector: let go of it before the next one arrives
         closed, survivors = secagg_server.close(running)
         acks = talk.all("survivors", closed.survivors, survivors)
         agreed, ack_set = secagg_server.agree_survivors(closed, acks)
         if self._store is not None:
-            self._store.keep_attempt(suspend(agreed, start, ack_set))
+            self._store.keep_attempt(*suspend(agreed, start, ack_set))
         opened = secagg_server.open_sum(agreed, talk.all("unmask", agreed.survivors, ack_set))
-        self._note(start, ack_set, opened)
+        self._note(agreed, start, ack_set, opened)
         # A member that was silent has no keys any more, or is gone: the next sum is a new run.
         if complete and not self._once:
-            self._run = (order.sites, run)
+            self._run = run
         for site, reason in sorted({**formed.refused, **opened.refused}.items()):
             _LOG.warning("round %d: %s was left out: %s", order.round, order.sites[site], reason)
         return _named(opened, order.sites)
@@ -120,7 +118,7 @@ class MaskedSum:
         In a run that is going on, sites that refuse the last sum do so here. Nothing was masked
         and no record read, so a new run, in which they say what they computed, is the same attempt.
         """
-        going_on = self._run is not None and self._run[0] == order.sites
+        going_on = self._run is not None
         try:
             return self._start(exchange, order, digest)
         except ProtocolError as error:
@@ -154,7 +152,6 @@ class MaskedSum:
         if order in self._orders and self._orders[order] != self._result:
             self._result, self._trail = self._orders[order], []
             return
-        self._orders.pop(order, None)
         self._orders[order] = self._result
         self._orders = dict(list(self._orders.items())[-PLACES_MAX:])
         if self._store is not None:
@@ -194,34 +191,37 @@ class MaskedSum:
             "nothing was opened"
         )
 
-    def _note(self, start: bytes, ack_set: bytes, opened: secagg_server.Opened) -> None:
+    def _note(
+        self, agreed: Agreed, start: bytes, ack_set: bytes, opened: secagg_server.Opened
+    ) -> None:
+        """Keep a sum that has just been opened."""
         if self._store is not None:
-            self._store.keep_opened(opened.payload.words.tobytes())
-        self._last = (start, ack_set, opened)
+            self._store.keep_attempt(*suspend(agreed, start, ack_set, opened))
+        # Once a run is over with its sum, nobody is told it, and it need not stay.
+        self._last = None if self._once else (start, ack_set, opened)
 
-    def _pick_up(
-        self, exchange: Exchange, sites: tuple[str, ...], stand: Stand, store: ServerStore
-    ) -> Opened | None:
+    def _pick_up(self, exchange: Exchange, sites: tuple[str, ...], stand: Stand) -> Opened | None:
         """Finish what a server that stopped had begun; return the sum when it is the one wanted.
 
         Sites that gave their answer give the same bytes again, so nothing new is opened.
         """
-        kept = store.last_sum()
+        store, self._before = self._before, None
+        kept = None if store is None else store.last_attempt()
         if kept is None:
             return None
-        agreed, start, ack_set = resume(self._coordinator(sites), kept[0])
+        agreed, start, ack_set, opened = resume(self._coordinator(sites), *kept)
         begin = read(RoundStart, start).message
         same = (begin.model, begin.kind) == stand
         self._result = begin.result  # what the sites had before it
-        if kept[1] is not None:
-            opened = reopened(agreed, kept[1])
+        if opened is not None:
+            self._last = (start, ack_set, opened)
         elif same:
             talk = _Talk(exchange, sites, self._deadline_s)
             answers = talk.all("unmask", agreed.survivors, ack_set)
             opened = secagg_server.open_sum(agreed, answers)
+            self._note(agreed, start, ack_set, opened)
         else:
             return None  # an attempt that was given up
-        self._note(start, ack_set, opened)
         return _named(opened, sites) if same else None
 
     def finish(self, exchange: Exchange, sites: tuple[str, ...], state: bytes) -> None:
@@ -232,36 +232,32 @@ class MaskedSum:
             ProtocolError, AbsentError: too few sites were there to say.
         """
         stand = (state_hash(state), None)
-        if self._restarted and self._store is not None:
-            self._restarted = False
-            self._pick_up(exchange, sites, stand, self._store)
+        self._pick_up(exchange, sites, stand)
         self._extend_trail(stand[0])
-        if not self._trail or self._once:
-            return  # all have followed it
+        if not self._trail:
+            return  # there was none, or sites of a simulated cohort do not follow it
         needed = colluders_max(self._coordinator(sites).plan.n) + 1
         for _ in range(3):  # who refuses the sum says so in the greeting of the next run
-            self._set_up(exchange, sites, stand)
-            if self._confirmed(exchange, sites) >= needed:
+            run, _ = self._set_up(exchange, sites, stand)
+            if self._confirmed(exchange, sites, run) >= needed:
                 return
             self._run = None
         raise ProtocolError(
             f"expected {needed} sites that checked the last sum, got fewer; it is not believed yet"
         )
 
-    def _confirmed(self, exchange: Exchange, sites: tuple[str, ...]) -> int:
+    def _confirmed(self, exchange: Exchange, sites: tuple[str, ...], run: Run) -> int:
         """Return how many members followed the last sum."""
-        if self._run is None:
-            return 0
         talk = _Talk(exchange, sites, self._deadline_s)
         message, confirmed = directions(b"", self._trail, b""), 0
         with suppress(AbsentError):  # a site that refuses it is as silent as one that is gone
-            for _, reply in talk.all("result", self._run[1].members, message):
+            for _, reply in talk.all("result", run.members, message):
                 confirmed += reply == b""
         return confirmed
 
     def _extend_trail(self, digest: bytes) -> None:
         """Add the last sum to the trail, now that the state it led to is known."""
-        if self._last is None or self._once:
+        if self._last is None:
             return
         start, ack_set, opened = self._last
         result = secagg_server.write_result(opened, digest)
@@ -271,8 +267,8 @@ class MaskedSum:
 
     def _set_up(self, exchange: Exchange, sites: tuple[str, ...], stand: Stand) -> tuple[Run, bool]:
         """Return the run that is still good, or a new one (messages 1 to 3); and whether new."""
-        if self._run is not None and self._run[0] == sites:
-            return self._run[1], False
+        if self._run is not None:
+            return self._run, False
         # Of the runs before, only the last sum can still be checked: by those who revealed it.
         self._trail = self._trail[-1:]
         server = self._coordinator(sites)
@@ -297,7 +293,7 @@ class MaskedSum:
                 f"message 3: expected all members to go on, {', '.join(missing)} did not; "
                 "nothing was opened"
             )
-        self._run = (sites, ready)
+        self._run = ready
         return ready, True
 
 
@@ -313,8 +309,11 @@ def _greeted(
 
 
 def _named(opened: secagg_server.Opened, sites: tuple[str, ...]) -> Opened:
+    """Return the sum as the rounds know it: a view, since a copy would be another vector."""
     names = tuple(sites[index] for index in opened.survivors)
-    return Opened(opened.values.astype(np.int64), opened.lanes.copy(), names)
+    values = opened.values
+    values.flags.writeable = False  # the sites are still to be shown them
+    return Opened(values, opened.lanes.copy(), names)
 
 
 class _Talk:
@@ -336,6 +335,7 @@ class _Talk:
         for site, reply in self._exchange(kind, outgoing, self._deadline_s):
             silent = False
             yield outgoing.members[site], reply
+            del reply  # it may be a vector
         if silent:
             raise AbsentError(f"{kind}: expected answers, none of {len(members)} sites was there")
 

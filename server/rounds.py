@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from privacy.encoding import Integers
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
 from shared_models.lanes import training_loss
@@ -47,9 +48,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Opened:
-    """A sum over ``sites``: (d,) values in the integers of the encoding, and (L,) lanes."""
+    """A sum over ``sites``: (d,) values in the integers of the encoding, and (L,) lanes.
 
-    values: npt.NDArray[np.int64]
+    The values are as wide as the ring, and read-only where they are the sum that sites are shown.
+    """
+
+    values: Integers
     lanes: npt.NDArray[np.int64]
     sites: tuple[str, ...]
 
@@ -142,6 +146,7 @@ def run_rounds(
             )
             row = {"round": state.round, "sites": len(opened.sites), **_loss(opened)}
             now = replace(now, state=state, history=(*now.history, row), before=before)
+            del opened  # a vector: let go of it before the next sum
         else:
             try:
                 summation.finish(exchange, tuple(cohorts(study.rounds)), state_bytes(now.state))

@@ -1,6 +1,7 @@
 """What the coordinator must remember of the protocol across a crash: counters and an open attempt.
 
-One SQLite file; every write is on disk before anything is sent. Section 2 of the protocol.
+One SQLite file; every write is on disk before anything is sent. Section 2 of the protocol. A sum is
+written and read in pieces: whole, the driver and SQLite would hold two more of it.
 """
 
 import os
@@ -20,9 +21,11 @@ CREATE TABLE IF NOT EXISTS counter (
     one INTEGER PRIMARY KEY CHECK (one = 1), round INTEGER NOT NULL, attempt INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS orders (
     number INTEGER PRIMARY KEY, model BLOB NOT NULL, kind INTEGER NOT NULL, result BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS last_sum (
-    one INTEGER PRIMARY KEY CHECK (one = 1), attempt BLOB NOT NULL, opened BLOB);
+CREATE TABLE IF NOT EXISTS attempt (
+    one INTEGER PRIMARY KEY CHECK (one = 1), head BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS words (number INTEGER PRIMARY KEY, piece BLOB NOT NULL);
 """
+_PIECE = 1 << 18  # bytes
 
 
 class ServerStore:
@@ -34,6 +37,7 @@ class ServerStore:
         Raises:
             DataError: it is no such file, or the disk failed.
         """
+        # Not when it is there: to close it would drop the locks that this process has on it.
         if path is not None and not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         with _failing(path):
@@ -70,7 +74,8 @@ class ServerStore:
                 "INSERT INTO orders (model, kind, result) VALUES (?, ?, ?)", rows
             )
             if forget_sum:
-                connection.execute("DELETE FROM last_sum")
+                connection.execute("DELETE FROM attempt")
+                connection.execute("DELETE FROM words")
 
     def orders(self) -> dict[Order, bytes]:
         """Return the last orders, oldest first."""
@@ -80,21 +85,31 @@ class ServerStore:
             ).fetchall()
         return {(bytes(model), Kind(kind)): bytes(result) for model, kind, result in rows}
 
-    def keep_attempt(self, attempt: bytes) -> None:
-        """Keep an attempt whose shares are about to be asked for; the one before is forgotten."""
-        with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO last_sum VALUES (1, ?, NULL)", (attempt,))
+    def keep_attempt(self, head: bytes, words: memoryview) -> None:
+        """Keep an attempt and its sum, both at once; what was kept before is forgotten.
 
-    def keep_opened(self, opened: bytes) -> None:
-        """Keep the sum that the attempt opened."""
+        Args:
+            head: of an attempt whose shares are about to be asked for, or whose sum is open now.
+            words: that sum.
+        """
+        starts = range(0, len(words), _PIECE)
+        pieces = ((number, words[at : at + _PIECE]) for number, at in enumerate(starts))
         with self._writing() as connection:
-            connection.execute("UPDATE last_sum SET opened = ?", (opened,))
+            connection.execute("INSERT OR REPLACE INTO attempt VALUES (1, ?)", (head,))
+            # Pieces as long as those of the sum before are written over them.
+            connection.executemany("INSERT OR REPLACE INTO words VALUES (?, ?)", pieces)
+            connection.execute("DELETE FROM words WHERE number >= ?", (len(starts),))
 
-    def last_sum(self) -> tuple[bytes, bytes | None] | None:
-        """Return the last attempt that asked for shares, and its sum when it was opened."""
+    def last_attempt(self) -> tuple[bytes, Iterator[bytes]] | None:
+        """Return the last attempt that was kept and, in pieces, its sum: to be read at once."""
         with _failing(self._path):
-            row = self._connection.execute("SELECT attempt, opened FROM last_sum").fetchone()
-        return None if row is None else (bytes(row[0]), None if row[1] is None else bytes(row[1]))
+            row = self._connection.execute("SELECT head FROM attempt").fetchone()
+        return None if row is None else (bytes(row[0]), self._words())
+
+    def _words(self) -> Iterator[bytes]:
+        with _failing(self._path):
+            rows = self._connection.execute("SELECT piece FROM words ORDER BY number")
+            yield from (piece for (piece,) in rows)
 
     def close(self) -> None:
         """Close the file."""

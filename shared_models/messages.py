@@ -122,8 +122,8 @@ class Directions(NamedTuple):
 def directions(order: bytes, trail: Sequence[Opening], state: bytes) -> bytes:
     """Return one message for all sites that are as far as each other."""
     parts = [order, state, *(part for opening in trail for part in opening)]
-    head = _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts)
-    return head + b"".join(parts)
+    lengths = (_LENGTH.pack(len(part)) for part in parts)
+    return b"".join((_COUNT.pack(len(parts)), *lengths, *parts))
 
 
 def read_directions(message: bytes) -> Directions:
@@ -134,7 +134,8 @@ def read_directions(message: bytes) -> Directions:
     """
     count = _COUNT.unpack_from(message)[0] if len(message) >= _COUNT.size else 0
     start = _COUNT.size + count * _LENGTH.size
-    if not 2 <= count <= 2 + 3 * TRAIL_MAX or (count - 2) % 3 or len(message) < start:
+    openings, rest = divmod(count - 2, 3)  # a rest, too, where order or state is missing
+    if rest or openings > TRAIL_MAX or len(message) < start:
         raise ProtocolError(f"expected an order with its state, got {len(message)} other bytes")
     lengths = [length for (length,) in _LENGTH.iter_unpack(message[_COUNT.size : start])]
     if start + sum(lengths) != len(message):

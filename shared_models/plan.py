@@ -136,7 +136,7 @@ def _numbers(study: Study, roster: Roster, parameters: int) -> Plan:
         train_lanes=len(train_lanes(study)),
         evaluate_lanes=len(evaluate_lanes(study)),
         min_sites=study.aggregation.min_sites,
-        answers_min=(distributed.noise_answers or 0) if distributed else 0,
+        answers_min=distributed.noise_answers if distributed else None,
         colluders=distributed.colluders if distributed else None,
     )
 

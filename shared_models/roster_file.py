@@ -26,7 +26,6 @@ from privacy.roster import (
 from shared_models.contract import Section
 
 ROSTER_BYTES_MAX = 1 << 15  # a hundred sites with the longest names take 19 KB
-VERSION_MAX = 2**31 - 1
 _HEADER = b"fedward roster"  # no message of FSA1 begins so: a signature of one is none of the other
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -46,7 +45,7 @@ class RosterFile(Section):
     """One version of a study's roster. Whatever has this type is complete, checked and signed."""
 
     study: Name
-    version: int = Field(ge=1, le=VERSION_MAX)
+    version: int = Field(ge=1, le=2**31 - 1)
     server: Key
     sites: tuple[RosterSite, ...] = Field(min_length=SITES_MIN, max_length=SITES_MAX)
     signature: str = Field(pattern=rf"^[0-9a-f]{{{2 * SIGNATURE_BYTES}}}$")

@@ -62,12 +62,15 @@ def after_sum(
         asked: how many sites the sum could have had; sizes the encoding.
         sites: how many sites the study has.
     """
-    total = site_encoding(study, asked, len(values)).dequantise(values)
+    update = site_encoding(study, asked, len(values)).dequantise(values)
     weight = total_weight(study, names, lanes)
     if isinstance(study.privacy, DistributedPrivacy):
-        total = total * -study.training.learning_rate
+        update *= -study.training.learning_rate
         weight = weight * study.privacy.expected_batch
-    update = total / weight if weight > 0 else np.zeros_like(total)
+    if weight > 0:
+        update /= weight
+    else:
+        update.fill(0.0)
     return next_state(study.aggregation, study.rounds, state, update, len(names) / sites)
 
 

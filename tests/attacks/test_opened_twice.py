@@ -21,6 +21,7 @@ from privacy.secagg_server import Coordinator
 from privacy.secagg_store import SiteStore
 from server.masked import MaskedSum
 from server.rounds import Opened, Order
+from shared_models.messages import directions
 from shared_models.plan import make_plan
 from shared_models.steps import after_sum
 from shared_models.strategies import State, first_state, state_bytes, state_hash
@@ -177,6 +178,30 @@ def test_attack_19_a_second_exact_evaluation_without_one_site(exact: World) -> N
         assert exact.refusals[index].startswith(text)
     exact.lost = set()
     assert exact.open("evaluate").sites == NAMES
+
+
+@pytest.mark.parametrize("step", ["cohort", "survivors", "unmask"])
+def test_attack_19_a_sum_told_in_the_midst_of_an_exact_evaluation(exact: World, step: str) -> None:
+    """The site follows it to the next model, and still must note which one it has evaluated."""
+    exact.open("train")
+    model, server, honest = exact.state, exact.server, exact.exchange
+    exact.open("train")
+    place = server._result
+    server._extend_trail(state_hash(state_bytes(exact.state)))
+    told = directions(b"", server._trail, b"")
+    server._result, server._trail, exact.state = place, [], model
+
+    def interrupted(kind: str, messages: Mapping[str, bytes], deadline_s: float) -> Any:
+        if kind == step:
+            assert [site.answer("result", told) for site in exact.sites] == [b""] * N
+        return honest(kind, messages, deadline_s)
+
+    exact.exchange = interrupted  # type: ignore[method-assign]
+    exact.open("evaluate")
+    exact.exchange = honest  # type: ignore[method-assign]
+    exact.fails("evaluate")
+    exact.assert_all_refused("cohort: message 6: expected a model that was not evaluated exactly")
+    assert exact.evaluations() == [1] * N
 
 
 def test_attack_19_an_exact_evaluation_that_nobody_answered_is_tried_again(exact: World) -> None:

@@ -156,6 +156,12 @@ def test_two_results_of_one_state_lead_to_two_states(lineage: Lineage) -> None:
     assert states[0] == states[2]
 
 
+def test_a_step_that_many_sites_share_is_taken_once(lineage: Lineage) -> None:
+    known, one = lineage.told(BLOB), right()
+    first = lineage.after(known, Kind.TRAIN, one, NAMES)
+    assert lineage.after(known, Kind.TRAIN, one, NAMES) is first
+
+
 def test_steps_follow_each_other_as_at_the_server(lineage: Lineage) -> None:
     known, state = lineage.told(BLOB), FIRST
     for number in range(4):

@@ -16,7 +16,15 @@ from privacy import keys, secagg_setup
 from privacy.errors import AbsentError, PrivacyError, ProtocolError
 from privacy.heads import EMPTY, Head, Heads
 from privacy.roster import Kind, Member, Roster
-from privacy.secagg_messages import AckSet, Ready, Result, RoundStart, result_hash
+from privacy.secagg_messages import (
+    NO_RESULT,
+    AckSet,
+    Ready,
+    Result,
+    RoundStart,
+    SurvivorAck,
+    result_hash,
+)
 from privacy.secagg_server import Coordinator, RunningSum
 from privacy.secagg_store import SiteStore
 from privacy.wire import Counter, read, write
@@ -362,6 +370,17 @@ def test_another_ack_set_gets_nothing(study: Study, restart: bool) -> None:
         study.sites[1].answer("unmask", other)
 
 
+def test_the_set_that_was_acknowledged_is_known_after_a_restart(study: Study) -> None:
+    study.silent = {("unmask", index) for index in range(N)}
+    study.fails()
+    ack = read(SurvivorAck, study.reply("survivors", 1)).message
+    study.restart(1)
+    with pytest.raises(ProtocolError, match="expected the set of survivors that was acknowledged"):
+        study.stores[1].acknowledge(
+            ack.header.run, ack.header.counter, ack.cohort_hash, ack.survivors[:-1]
+        )
+
+
 def test_a_site_that_restarted_after_its_acknowledgement_gives_no_answer(study: Study) -> None:
     study.meddle = lambda kind, index, message: (
         study.restart(1) if (kind, index) == ("unmask", 1) else None
@@ -705,6 +724,19 @@ def last_opening(study: Study, index: int) -> Opening:
     return read_directions(study.last("start", index)).trail[-1]
 
 
+def new_opening(study: Study) -> Opening:
+    """The last sum, as the server is about to tell it."""
+    study.server._extend_trail(study.digest())
+    return study.server._trail[-1]
+
+
+def from_elsewhere(opening: Opening, head: Any = None, **changes: Any) -> Opening:
+    """The same sum, said to start from another place or to be of another attempt."""
+    begin = read(RoundStart, opening.start).message
+    header = replace(begin.header, **(head or {}))
+    return opening._replace(start=write(replace(begin, header=header, **changes), BOSS))
+
+
 @pytest.mark.parametrize("change", ["nothing", "model", "result"])
 def test_a_sum_from_another_place_is_passed_over(study: Study, change: str) -> None:
     """It may be one that the site has followed, or one of a past that it does not have."""
@@ -714,11 +746,26 @@ def test_a_sum_from_another_place_is_passed_over(study: Study, change: str) -> N
     assert site.known is not None
     own = {"model": site.known.digest, "result": site._result}
     if change != "nothing":
-        begin = read(RoundStart, opening.start).message
-        fields = {**own, change: bytes(32)}
-        opening = opening._replace(start=write(replace(begin, **fields), BOSS))  # type: ignore[arg-type]
+        opening = from_elsewhere(opening, **{**own, change: bytes(32)})
     order = read_directions(order_on(study, own["model"], own["result"], Counter(9, 0))).order
     site.answer("start", directions(order, [opening], b""))
+
+
+def test_a_sum_of_another_run_is_passed_over_whatever_its_counter(study: Study) -> None:
+    study.sum()
+    opening, site = from_elsewhere(new_opening(study), head={"run": bytes(16)}), study.sites[1]
+    order = read_directions(order_on(study, FIRST_MODEL, NO_RESULT, Counter(9, 0))).order
+    site.answer("start", directions(order, [opening], b""))
+    assert known(study, 1) == (0, True)
+
+
+def test_a_site_confirms_no_end_that_it_does_not_follow(study: Study) -> None:
+    study.sum()
+    opening, site = new_opening(study), study.sites[1]
+    for trail in ([], [from_elsewhere(opening, model=bytes(32))]):
+        with pytest.raises(ProtocolError, match="message 12: expected a sum that follows the own"):
+            site.answer("result", directions(b"", trail, b""))
+    assert site.answer("result", directions(b"", [opening], b"")) == b""
 
 
 def test_the_sum_of_a_round_that_the_plan_does_not_order_is_not_followed(study: Study) -> None:
@@ -729,8 +776,7 @@ def test_the_sum_of_a_round_that_the_plan_does_not_order_is_not_followed(study: 
         study.sites[index]._lineage = Lineage(eager, P, FIRST_MODEL)
     study.sum("evaluate")
     assert [entry[:2] for entry in study.refusals] == [("start", 1)]
-    study.server._extend_trail(study.digest())
-    opening = study.server._trail[-1]
+    opening = new_opening(study)
     result = result_hash(read(Result, opening.result))
     order = read_directions(order_on(study, study.digest(), result, Counter(9, 0))).order
     site, (trained,) = study.sites[1], read_directions(study.last("start", 1)).trail
@@ -785,6 +831,30 @@ def flags_of(study: Study, index: int, state: State, result: bytes) -> int:
     order = read_directions(order_on(study, state_hash(blob), result, Counter(9, 0))).order
     answer = study.sites[index].answer("start", directions(order, (), blob))
     return read(Ready, answer).message.header.flags
+
+
+@pytest.mark.parametrize(("sums", "kind"), [(2, Kind.TRAIN), (3, Kind.EVALUATE)])
+def test_the_own_model_after_a_sum_that_cannot_have_been_opened_is_refused(
+    study: Study, sums: int, kind: Kind
+) -> None:
+    """Between two trainings there was none: the first is not evaluated. Nor is any twice."""
+    for _ in range(sums):
+        study.sum()
+    own = study.sites[1].known
+    assert own is not None
+    order = read_directions(order_on(study, own.digest, bytes(32), Counter(9, 0), kind)).order
+    with pytest.raises(ProtocolError, match="message 4: expected the hash of the last result"):
+        study.sites[1].answer("start", directions(order, (), own.blob))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_another_state_that_is_no_newer_than_the_own_is_refused(study: Study, number: int) -> None:
+    for _ in range(3):
+        study.sum()
+    assert known(study, 1) == (2, True)
+    other = replace(study.state, model=np.ones(P), round=number)
+    with pytest.raises(ProtocolError, match="expected the hash of the own model and state"):
+        flags_of(study, 1, other, bytes([9]) * 32)
 
 
 def test_who_has_the_servers_word_alone_takes_another_word_of_it(study: Study) -> None:

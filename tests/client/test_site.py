@@ -64,7 +64,7 @@ def study(
             "model": {"name": "mlp", "hidden": [3]},
             "training": {"learning_rate": 0.1, "local_steps": 2},
             "privacy": privacy or {"mode": "none"},
-            "aggregation": {"masking": "none", **aggregation},
+            "aggregation": aggregation,
             "evaluation": evaluation or {},
         }
     )

@@ -175,11 +175,12 @@ def test_every_spared_mutant_exists_and_is_spared_for_a_reason() -> None:
 
 
 GUARDED = """
-A_MAX = 9
+A_MAX = 4
+B_MAX = 2 * A_MAX + 1
 
 
 def take(a, b):
-    if not 0 <= a <= A_MAX:
+    if not 0 <= a <= B_MAX:
         raise ValueError("a")
     if b < 0:
         raise ValueError("b")
@@ -224,15 +225,17 @@ def test_a_trial_names_the_test_that_notices_and_says_when_none_does(tmp_path: P
     low, high = (f"test_guarded.py::test_a_is_within_bounds[{a}]" for a in (-1, 10))
     edges = "test_guarded.py::test_the_edges_are_taken"
     assert told == {
-        "module: A_MAX = 9: -1": edges,
-        "module: A_MAX = 9: +1": high,
-        "take: if not 0 <= a <= A_MAX: raise ValueError: never": low,
-        "take: 0 <= a <= A_MAX: without 0": low,
-        "take: 0 <= a <= A_MAX: without A_MAX": high,
-        "take: 0 <= a <= A_MAX: a -1": edges,
-        "take: 0 <= a <= A_MAX: a +1": edges,
-        "take: 0 <= a <= A_MAX: A_MAX -1": edges,
-        "take: 0 <= a <= A_MAX: A_MAX +1": high,
+        "module: A_MAX = 4: -1": edges,  # and with it what is computed from it
+        "module: A_MAX = 4: +1": high,
+        "module: B_MAX = 2 * A_MAX + 1: -1": edges,
+        "module: B_MAX = 2 * A_MAX + 1: +1": high,
+        "take: if not 0 <= a <= B_MAX: raise ValueError: never": low,
+        "take: 0 <= a <= B_MAX: without 0": low,
+        "take: 0 <= a <= B_MAX: without B_MAX": high,
+        "take: 0 <= a <= B_MAX: a -1": edges,
+        "take: 0 <= a <= B_MAX: a +1": edges,
+        "take: 0 <= a <= B_MAX: B_MAX -1": edges,
+        "take: 0 <= a <= B_MAX: B_MAX +1": high,
         "take: if b < 0: raise ValueError: never": "",
         "take: b < 0: 0 -1": "",
         "take: b < 0: 0 +1": "",

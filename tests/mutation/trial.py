@@ -226,7 +226,7 @@ def _exchange(root: Path, mutant: Mutant, functions: list[FunctionType]) -> None
     """Put the changed code, or the changed ceiling, into what is loaded."""
     tree = mutant.tree()
     if not mutant.function[0]:
-        _move_ceilings(tree, mutant.line, str(root))
+        _move_ceilings(tree, mutant, root)
         return
     whole = compile(tree, str(root / mutant.file), "exec")
     found = [
@@ -252,13 +252,24 @@ def _shifted(bound: Any, by: int) -> Any:
     return (*bound[:-1], bound[-1] + by) if isinstance(bound, tuple) else bound + by
 
 
-def _move_ceilings(tree: ast.Module, line: int, root: str) -> None:
-    """Give every module that has them the values of one changed assignment."""
-    values: dict[str, Any] = {}
-    body = [one for one in tree.body if one.lineno == line]
-    exec(compile(ast.Module(body, []), "ceiling", "exec"), values)
-    del values["__builtins__"]
-    for module in list(sys.modules.values()):
-        if (getattr(module, "__file__", None) or "").startswith(root):
-            for name in values.keys() & vars(module).keys():
-                setattr(module, name, values[name])
+def _move_ceilings(tree: ast.Module, mutant: Mutant, root: Path) -> None:
+    """Give every module that has them the values of one changed assignment.
+
+    What its file computes from it moves too, as it would if the file were edited and loaded.
+    """
+    modules = [
+        one
+        for one in list(sys.modules.values())
+        if (getattr(one, "__file__", None) or "").startswith(str(root))
+    ]
+    own = next(one for one in modules if one.__file__ == str(root / mutant.file))
+    values, moved = dict(vars(own)), set[str]()
+    for one in tree.body:
+        names = {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}
+        if isinstance(one, ast.Assign) and (one.lineno == mutant.line or names & moved):
+            exec(compile(ast.Module([one], []), mutant.file, "exec"), values)
+            targets = (node for target in one.targets for node in ast.walk(target))
+            moved |= {node.id for node in targets if isinstance(node, ast.Name)}
+    for module in modules:
+        for name in moved & vars(module).keys():
+            setattr(module, name, values[name])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_nan_and_inf_are_refused(poison: float, place: int) -> None:
 
 
 def test_a_matrix_is_refused() -> None:
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=r"expected a vector of shape \(P,\), got \(2, 2\)"):
         Encoding(32, 5, 1.0).quantise(np.zeros((2, 2)), Stream(KEY))
 
 
@@ -141,6 +142,18 @@ def test_a_study_whose_steps_would_be_coarse_is_refused() -> None:
     assert Encoding(16, 255, 1.0).bound == 128
     with pytest.raises(StudyError, match="127"):
         Encoding(16, 257, 1.0)
+
+
+@pytest.mark.parametrize("bits", [8, 15, 64])
+def test_another_ring_is_refused(bits: Any) -> None:
+    with pytest.raises(StudyError, match=f"ring_bits 16 or 32, got {bits}"):
+        Encoding(bits, 5, 1.0)
+
+
+@pytest.mark.parametrize("sites", [0, -1])
+def test_no_sites_are_a_bug_of_the_caller(sites: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one site, got {sites}"):
+        Encoding(32, sites, 1.0)
 
 
 @pytest.mark.parametrize("value_bound", [0.0, -1.0, float("nan"), float("inf")])

@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,27 @@ def test_two_chains_of_one_length_are_found(tmp_path: Path, signer: keys.Identit
         assert len(heads.all()) == 1
 
 
+def test_after_a_refusal_the_next_head_is_kept(tmp_path: Path) -> None:
+    with Heads(tmp_path / "heads.db") as heads:
+        heads.keep(countersign(PEER, OWNER.public, HEAD), PINNED)
+        with pytest.raises(PrivacyError, match=r"one chain .* of 3 rows"):
+            heads.keep(countersign(PEER, OWNER.public, Head(3, "cd" * 32)), PINNED)
+        heads.keep(countersign(PEER, OWNER.public, Head(4, "cd" * 32)), PINNED)
+    with Heads(tmp_path / "heads.db") as heads:
+        assert heads.latest(OWNER.public).rows == 4
+
+
+def test_ledgers_of_two_owners_are_not_held_against_each_other(tmp_path: Path) -> None:
+    shorter, other = Head(2, "cd" * 32), Head(3, "cd" * 32)
+    with Heads(tmp_path / "heads.db") as heads:
+        heads.keep(countersign(SERVER, OWNER.public, HEAD), PINNED)
+        heads.keep(countersign(SERVER, PEER.public, shorter), PINNED)
+        assert heads.latest(PEER.public).wire() == shorter.wire()
+        heads.keep(countersign(SERVER, PEER.public, other), PINNED)
+        assert heads.latest(PEER.public).wire() == other.wire()
+        assert heads.latest(OWNER.public).wire() == HEAD.wire()
+
+
 def test_a_head_that_was_changed_on_disk_is_not_believed(tmp_path: Path) -> None:
     with Heads(tmp_path / "heads.db") as heads:
         heads.keep(countersign(PEER, OWNER.public, HEAD), PINNED)
@@ -170,9 +193,43 @@ def test_another_file_is_no_file_of_heads(tmp_path: Path) -> None:
         Heads(tmp_path / "heads.db")
 
 
+def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match=r"'heads\.db', got FileNotFoundError"):
+        Heads(tmp_path / "gone" / "heads.db")
+
+
+def test_closed_heads_fail_by_name(tmp_path: Path) -> None:
+    with Heads(tmp_path / "heads.db") as heads:
+        pass
+    with pytest.raises(PrivacyError, match="file of heads"):
+        heads.all()
+
+
+def test_who_reads_holds_up_nobody_who_writes(tmp_path: Path) -> None:
+    with Heads(tmp_path / "heads.db") as heads, Heads(tmp_path / "heads.db") as reader:
+        reader._connection.execute("BEGIN")
+        assert reader.all() == []
+        heads._connection.execute("PRAGMA busy_timeout = 0")
+        heads.keep(countersign(PEER, OWNER.public, HEAD), PINNED)
+
+
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     Heads(tmp_path / "heads.db").close()
     assert (tmp_path / "heads.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_opening_leaves_the_file_locked_against_other_processes(tmp_path: Path) -> None:
+    """The locks are the process's: to open and close the file once more would drop them."""
+    path = tmp_path / "heads.db"
+    with Heads(path), Heads(path):
+        code = (
+            "import sqlite3, sys;"
+            "sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
+    assert "database is locked" in found.stderr
 
 
 # Attacks on a ledger

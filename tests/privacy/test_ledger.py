@@ -109,6 +109,19 @@ def test_every_commit_waits_for_the_disk(path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_a_second_opening_leaves_the_file_locked_against_other_processes(path: Path) -> None:
+    """The locks are the process's: to open and close the file once more would drop them."""
+    with Ledger(path), Ledger(path):
+        code = (
+            "import sqlite3, sys;"
+            "sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
+    assert "database is locked" in found.stderr
+
+
 def test_equal_histories_have_equal_heads(tmp_path: Path) -> None:
     assert filled(tmp_path / "one", 3) == filled(tmp_path / "two", 3)
 

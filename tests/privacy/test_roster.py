@@ -63,6 +63,7 @@ def test_t_n_may_be_t_or_n(t_n: int) -> None:
         ({"n": 101}, "sites"),
         ({"min_sites": 2}, "min_sites"),
         ({"min_sites": 11}, "min_sites"),
+        ({"answers_min": 0}, "noise_answers"),
         ({"answers_min": 6}, "noise_answers"),
         ({"answers_min": 11}, "noise_answers"),
         ({"colluders": 4}, "colluders"),

@@ -319,6 +319,19 @@ def test_another_process_sees_what_was_kept(path: Path) -> None:
     assert found.stdout == "refused\n"
 
 
+def test_a_second_opening_leaves_the_file_locked_against_other_processes(path: Path) -> None:
+    """The locks are the process's: to open and close the file once more would drop them."""
+    with SiteStore(path), SiteStore(path):
+        code = (
+            "import sqlite3, sys;"
+            "sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
+    assert "database is locked" in found.stderr
+
+
 def test_what_a_killed_process_kept_is_there(path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path;"

@@ -13,7 +13,7 @@ from privacy.errors import ProtocolError
 from privacy.roster import Kind, Member, Plan, Roster
 from privacy.secagg_messages import AckSet, Cohort, Masked, RoundStart, SurvivorAck
 from privacy.secagg_server import Coordinator, RunningSum
-from privacy.secagg_suspend import reopened, resume, suspend
+from privacy.secagg_suspend import Resumed, resume, suspend
 from privacy.wire import Counter, read, write
 
 N, DROPPED = 4, 3  # t = 3
@@ -79,17 +79,23 @@ def made() -> Attempt:
     return attempt()
 
 
-def packed(parts: list[bytes]) -> bytes:
-    """Bytes that `resume` finds whole, whatever is in them."""
-    lengths = b"".join(len(part).to_bytes(8, "little") for part in parts)
-    body = lengths + b"".join(parts)
-    return hashlib.sha256(body).digest() + body
+def packed(parts: list[bytes], opened: bool = False) -> tuple[bytes, bytes]:
+    """Head and sum that `resume` finds whole, whatever is in them."""
+    *others, words = parts
+    lengths = b"".join(len(part).to_bytes(8, "little") for part in others)
+    body = bytes([opened]) + hashlib.sha256(words).digest() + lengths + b"".join(others)
+    return hashlib.sha256(body).digest() + body, words
+
+
+def resumed(head: bytes, words: bytes) -> Resumed:
+    """What comes of them, the sum in two pieces."""
+    return resume(SERVER, head, [words[:7], words[7:]])
 
 
 def test_a_resumed_attempt_opens_the_sum(made: Attempt) -> None:
-    data = suspend(made.agreed, made.start, made.ack_set)
-    agreed, start, ack_set = resume(SERVER, data)
-    assert (start, ack_set) == (made.start, made.ack_set)
+    head, words = suspend(made.agreed, made.start, made.ack_set)
+    agreed, start, ack_set, opened = resumed(head, bytes(words))
+    assert (start, ack_set, opened) == (made.start, made.ack_set, None)
     opened = secagg_server.open_sum(agreed, made.answers)
     assert opened.survivors == (0, 1, 2)
     assert opened.values.tolist() == [33] * 5
@@ -100,8 +106,13 @@ def test_what_is_written_is_the_four_parts(made: Attempt) -> None:
     assert suspend(made.agreed, made.start, made.ack_set) == packed(made.parts)
 
 
+def test_the_sum_is_not_copied(made: Attempt) -> None:
+    _, words = suspend(made.agreed, made.start, made.ack_set)
+    assert np.shares_memory(np.frombuffer(words, np.uint8), made.agreed.running.total.words)
+
+
 def test_a_resumed_sum_takes_no_vector_any_more(made: Attempt) -> None:
-    agreed, _, _ = resume(SERVER, packed(made.parts))
+    agreed = resumed(*packed(made.parts)).agreed
     before = agreed.running.total.words.copy()
     assert read(Masked, made.late)  # a right one, of a site that is not in the sum
     assert not agreed.running.add(DROPPED, made.late)
@@ -110,27 +121,30 @@ def test_a_resumed_sum_takes_no_vector_any_more(made: Attempt) -> None:
 
 def test_a_suspended_attempt_may_be_resumed_twice(made: Attempt) -> None:
     data = packed(made.parts)
-    first, second = (resume(SERVER, data)[0] for _ in range(2))
+    first, second = (resumed(*data).agreed for _ in range(2))
     sums = [secagg_server.open_sum(one, made.answers).values.tolist() for one in (first, second)]
     assert sums[0] == sums[1] == [33] * 5
 
 
-def test_every_flipped_byte_of_a_suspended_attempt_is_refused(made: Attempt) -> None:
-    data = packed(made.parts)
+@pytest.mark.parametrize("part", ["head", "sum"])
+def test_every_flipped_byte_of_a_suspended_attempt_is_refused(made: Attempt, part: str) -> None:
+    head, words = packed(made.parts)
+    data = head if part == "head" else words
     for place in range(len(data)):
         wrong = bytearray(data)
         wrong[place] ^= 1 << (place % 8)
         with pytest.raises(ProtocolError, match="damaged bytes; nothing was opened"):
-            resume(SERVER, bytes(wrong))
+            resumed(*((bytes(wrong), words) if part == "head" else (head, bytes(wrong))))
 
 
-@pytest.mark.parametrize("size", [0, 31, 32, 63, 64, 200])
+@pytest.mark.parametrize("size", [0, 31, 32, 63, 64, 88, 89, 200])
 def test_a_suspended_attempt_that_was_cut_is_refused(made: Attempt, size: int) -> None:
+    head, words = packed(made.parts)
     with pytest.raises(ProtocolError):
-        resume(SERVER, packed(made.parts)[:size])
-    body = packed(made.parts)[32:][:size]  # its digest fits
+        resumed(head[:size], words)
+    body = head[32:][:size]  # its digest fits
     with pytest.raises(ProtocolError):
-        resume(SERVER, hashlib.sha256(body).digest() + body)
+        resumed(hashlib.sha256(body).digest() + body, words)
 
 
 def signed_by(identity: keys.Identity, kind: Any, data: bytes, **head: Any) -> bytes:
@@ -152,7 +166,7 @@ def test_an_attempt_of_another_server_is_refused(
         else signed_by(BOSS, kind, parts[part], sender=1)
     )
     with pytest.raises(ProtocolError, match="an attempt of this server, got another's"):
-        resume(SERVER, packed(parts))
+        resumed(*packed(parts))
 
 
 @pytest.mark.parametrize("change", [-4, 4])
@@ -160,22 +174,26 @@ def test_a_sum_of_another_plan_is_refused(made: Attempt, change: int) -> None:
     *parts, words = made.parts
     resized = words[:change] if change < 0 else words + bytes(change)
     with pytest.raises(ProtocolError, match="a sum of this plan, got another"):
-        resume(SERVER, packed([*parts, resized]))
+        resumed(*packed([*parts, resized]))
 
 
 def test_the_survivors_are_those_of_the_acknowledgements(made: Attempt) -> None:
-    agreed, _, _ = resume(SERVER, packed(made.parts))
+    agreed = resumed(*packed(made.parts)).agreed
     acks = read(AckSet, made.ack_set).message.acks
     assert {one.message.survivors for one in acks} == {agreed.survivors}
     assert type(acks[0].message) is SurvivorAck
 
 
-def test_an_opened_sum_comes_back(made: Attempt) -> None:
-    agreed, _, _ = resume(SERVER, packed(made.parts))
-    words = secagg_server.open_sum(agreed, made.answers).payload.words.tobytes()
-    again = reopened(resume(SERVER, packed(made.parts))[0], words)
-    assert again.values.tolist() == [33] * 5
-    assert again.survivors == (0, 1, 2)
-    for other in (words[:-1], words + b"\0"):
-        with pytest.raises(ProtocolError, match="an opened sum of this plan"):
-            reopened(agreed, other)
+def test_an_opened_sum_comes_back_and_is_not_opened_again(made: Attempt) -> None:
+    agreed = resumed(*packed(made.parts)).agreed
+    opened = secagg_server.open_sum(agreed, made.answers)
+    head, words = suspend(agreed, made.start, made.ack_set, opened)
+    assert (head, words) == packed([*made.parts[:3], opened.payload.words.tobytes()], opened=True)
+    again = resumed(head, bytes(words))
+    assert again.opened is not None
+    assert again.opened.values.tolist() == [33] * 5
+    assert again.opened.survivors == (0, 1, 2)
+    results = [secagg_server.write_result(one, MODEL) for one in (opened, again.opened)]
+    assert results[0] == results[1]
+    with pytest.raises(ValueError, match="not opened yet"):
+        secagg_server.open_sum(again.agreed, made.answers)

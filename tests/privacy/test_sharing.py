@@ -71,9 +71,20 @@ def test_secrets_are_drawn_below_the_prime() -> None:
     assert sharing.draw(lambda count: next(draws)) == b"\x07" * 32
 
 
-def test_a_secret_above_the_prime_is_refused() -> None:
+@pytest.mark.parametrize(
+    "secret",
+    [b"\xff" * 32, sharing.PRIME.to_bytes(32, "little"), b"", bytes(31), bytes(33)],
+    ids=["highest", "p", "none", "a byte less", "a byte more"],
+)
+def test_what_is_no_secret_of_32_bytes_below_p_is_refused(secret: bytes) -> None:
     with pytest.raises(ValueError, match="below p"):
-        sharing.split(b"\xff" * 32, 2, range(3), seeded(2))
+        sharing.split(secret, 2, range(3), seeded(2))
+
+
+def test_the_largest_secret_is_shared() -> None:
+    secret = (sharing.PRIME - 1).to_bytes(32, "little")
+    shares = sharing.split(secret, 2, range(3), seeded(2))
+    assert sharing.combine(sharing.interpolation([0, 2]), shares) == secret
 
 
 @pytest.mark.parametrize("threshold", [0, 4])

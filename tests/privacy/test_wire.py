@@ -198,6 +198,20 @@ def test_a_count_above_its_ceiling_is_refused_before_its_bytes(number: int, coun
         read(kind_of(number), head + struct.pack("<H", count) + bytes(64))
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "missing"),
+    [
+        (messages.Survivors, survivors()[:-1], r"160 bytes of message 8, got 159"),
+        (messages.Unmask, Header(11, bytes(16), Counter(1, 0), 3).encode() + b"\1", "a count"),
+        (messages.Unmask, Header(11, bytes(16), Counter(1, 0), 3).encode() + b"\1\0", "132 bytes"),
+    ],
+    ids=["signature", "count", "entries"],
+)
+def test_what_is_missing_of_a_message_is_named(kind: Any, data: bytes, missing: str) -> None:
+    with pytest.raises(ProtocolError, match=f"expected {missing}"):
+        read(kind, data)
+
+
 HUNDRED = tuple(range(100))
 
 

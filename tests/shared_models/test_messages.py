@@ -1,4 +1,4 @@
-"""The call to a run and a round's directions: what is written is read, and nothing else is."""
+"""Call, greeting and a round's directions: what is written is read, and nothing else is."""
 
 import struct
 
@@ -11,9 +11,13 @@ from shared_models.messages import (
     TRAIL_MAX,
     Opening,
     call_to_run,
+    checkable,
     directions,
+    greeting,
+    place,
     read_call,
     read_directions,
+    read_greeting,
 )
 
 RUN = bytes(range(16))
@@ -61,6 +65,43 @@ def test_more_than_a_hundred_members_are_refused() -> None:
         read_call(call_to_run(RUN, tuple(range(101))))
 
 
+HASHES = [bytes([fill]) * 32 for fill in range(4)]
+
+
+@given(st.lists(st.sampled_from(HASHES), max_size=3), st.binary(max_size=60))
+def test_a_greeting_is_read_as_it_was_written(names: list[bytes], hello: bytes) -> None:
+    assert read_greeting(greeting(hello, names)) == (hello, tuple(names))
+
+
+def test_two_places_and_one_attempt_are_named_and_no_more() -> None:
+    assert len(read_greeting(greeting(b"hello", HASHES[:3]))[1]) == 3
+    with pytest.raises(ProtocolError, match="expected a greeting"):
+        read_greeting(greeting(b"hello", HASHES))
+
+
+@pytest.mark.parametrize("end", range(66))
+def test_a_greeting_whose_names_are_cut_is_refused(end: int) -> None:
+    with pytest.raises(ProtocolError, match="expected a greeting"):
+        read_greeting(greeting(b"", HASHES[:2])[:end])
+
+
+def test_the_name_of_a_place_is_the_known_one() -> None:
+    found = place(bytes(range(32)), bytes(range(32, 64)))
+    assert found.hex() == "765e791f04690612cea782a5449bc7d46b39e5e149eb531de71c887ed9abf004"
+
+
+def test_the_name_of_an_attempt_is_the_known_one() -> None:
+    assert (
+        checkable(RUN, (1, 2)).hex()
+        == "f0b88b0ac43c492a579ce181765d90a757a332f959d62dd04d8984df3de7efaf"
+    )
+
+
+def test_every_attempt_of_every_run_has_a_name_of_its_own() -> None:
+    attempts = [(RUN, (1, 2)), (RUN, (2, 1)), (RUN, (1, 3)), (bytes(16), (1, 2))]
+    assert len({checkable(*one) for one in attempts}) == len(attempts)
+
+
 @given(st.binary(max_size=60), st.lists(OPENINGS, max_size=TRAIL_MAX), st.binary(max_size=60))
 def test_directions_are_read_as_they_were_written(
     order: bytes, trail: list[Opening], state: bytes
@@ -87,9 +128,16 @@ def test_directions_cut_or_lengthened_are_refused() -> None:
 
 
 def test_a_longer_trail_than_the_ceiling_is_refused() -> None:
-    trail = [Opening(b"", b"", b"")] * (TRAIL_MAX + 1)
+    trail = [Opening(b"", b"", b"")] * 17
+    assert len(read_directions(directions(b"order", trail[:16], b"")).trail) == 16
     with pytest.raises(ProtocolError, match="expected an order with its state"):
         read_directions(directions(b"order", trail, b""))
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3, 4])
+def test_parts_that_are_no_order_state_and_whole_openings_are_refused(parts: int) -> None:
+    with pytest.raises(ProtocolError, match="expected an order with its state"):
+        read_directions(struct.pack(f"<H{parts}Q", parts, *[0] * parts))
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1])

@@ -15,8 +15,6 @@ from privacy.keys import Identity, identity
 from privacy.roster import Member, threshold
 from shared_models.plan import roster_digest
 from shared_models.roster_file import (
-    ROSTER_BYTES_MAX,
-    VERSION_MAX,
     RosterFile,
     accept,
     digest,
@@ -75,7 +73,7 @@ def test_the_protocol_gets_the_servers_key() -> None:
 
 def test_the_largest_roster_fits() -> None:
     sites = tuple(Member(f"{i:064d}", PUBLICS[i], revoked=False) for i in range(100))
-    data = roster_bytes(roster(version=VERSION_MAX, study="s" * 64, sites=sites))
+    data = roster_bytes(roster(version=2**31 - 1, study="s" * 64, sites=sites))
     assert len(read_roster(data).sites) == 100
 
 
@@ -110,7 +108,7 @@ NO_POINT = (2).to_bytes(32, "little").hex()
         ),
         pytest.param(top(version=0), "version", id="version 0"),
         pytest.param(top(version=-1), "version", id="version below 0"),
-        pytest.param(top(version=VERSION_MAX + 1), "version", id="version too high"),
+        pytest.param(top(version=2**31), "version", id="version too high"),
         pytest.param(top(version=1.0), "version", id="version with a point"),
         pytest.param(top(version=True), "version", id="version true"),
         pytest.param(top(version="1"), "version", id="version as text"),
@@ -162,16 +160,16 @@ def test_101_sites_are_refused() -> None:
 
 def test_a_long_file_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RosterFile, "model_validate_json", None)
-    with pytest.raises(DataError, match=f"at most {ROSTER_BYTES_MAX} bytes"):
-        read_roster(b"[" * (ROSTER_BYTES_MAX + 1))
+    with pytest.raises(DataError, match="at most 32768 bytes, found 32769"):
+        read_roster(b"[" * 32769)
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"null", b"[]", b"{", b"\xff\xfe", b'"\\ud800"', b"[" * ROSTER_BYTES_MAX, b"9" * 5000],
+    [b"", b"null", b"[]", b"{", b"\xff\xfe", b'"\\ud800"', b"[" * 32768, b"9" * 5000],
 )
 def test_what_is_not_json_of_a_roster_is_refused(data: bytes) -> None:
-    with pytest.raises(DataError, match=r"^roster: "):
+    with pytest.raises(DataError, match=r"^roster: (Invalid JSON|should be an object|Field )"):
         read_roster(data)
 
 
