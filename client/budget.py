@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.folder import HEADS, LEDGER, POLICY
+from client.folder import JOURNAL, LEDGER, POLICY
+from client.journal import Journal, ledger_ends
 from client.policy import Policy, load_policy
 from privacy.accounting import Event, Spent
 from privacy.budget import Ceiling, spent
 from privacy.chain import Adopted, Row
 from privacy.errors import PrivacyError
-from privacy.heads import EMPTY, Head, Heads
+from privacy.heads import EMPTY, Head
 from privacy.ledger import Ledger
 
 _DIGEST = 12  # characters of a study's digest that tell it from others on a screen
@@ -136,19 +137,24 @@ def show_budget(budget: Budget, console: Console, words: Console) -> None:
 
 
 def verified_rows(folder: Path) -> list[Row]:
-    """Return the ledger's rows; no file is made where there is none."""
-    signed: list[Head] = []
-    if (folder / HEADS).exists():
-        with Heads(folder / HEADS) as heads:
-            signed = [one.head for one in heads.all()]
+    """Return the ledger's rows, once they go through every end that the site's log names.
+
+    The log's own end is signed by the coordinator and seen by the peers. No file is made where
+    there is none.
+    """
+    named: list[Head] = []
+    if (folder / JOURNAL).exists():
+        with Journal(folder / JOURNAL) as journal:
+            journal.verify()
+            named = ledger_ends(journal.rows())
     if not (folder / LEDGER).exists():
-        if any(head.rows for head in signed):
+        if named:
             raise PrivacyError(
-                f"{folder / LEDGER}: expected the ledger that others have signed, found none"
+                f"{folder / LEDGER}: expected the ledger that the site's log names, found none"
             )
         return []
     with Ledger(folder / LEDGER) as ledger:
-        ledger.verify(*signed)
+        ledger.verify(*named)
         return ledger.rows()
 
 

@@ -2,12 +2,17 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.errors import DataError, PrivacyError
 from shared_models import program
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PROGRAM = "fedward-site"
 
@@ -19,19 +24,114 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep the name of a command even while there is one alone."""
+Dir = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="The site's folder. [.]", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command()
-def budget(
-    folder: Annotated[
-        Path,
-        typer.Option("--dir", metavar="DIR", help="The site's folder. [.]", show_default=False),
-    ] = Path(),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+def enrol(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From the coordinator.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="File or folder of records.")],
+    folder: Dir = Path(),
+    json_: Json = False,
 ) -> None:
+    """Become a member of a study: keys are made here, and the records are held against it."""
+    with program.errors(PROGRAM):
+        from client.enrolment import enrol as become
+        from client.enrolment import show_enrolment
+
+        console = _console()
+        found = become(token, data, folder, _teller(console))
+        if json_:
+            _print(found.document())
+        show_enrolment(found, console)
+
+
+@app.command()
+def start(
+    folder: Dir = Path(),
+    approve: Annotated[
+        str | None, typer.Option(metavar="DIGEST", help="The plan that is approved: for machines.")
+    ] = None,
+    confirmed: Annotated[
+        str | None,
+        typer.Option(metavar="all|NAME,...", help="Whose six words were compared; with --approve."),
+    ] = None,
+) -> None:
+    """Take part until the study ends: waits for the roster, shows the packet, asks, and works."""
+    with program.errors(PROGRAM, "start it again: the site goes on where it was"):
+        if (approve is None) != (confirmed is None):
+            raise DataError("expected --approve and --confirmed together; nothing was approved")
+        # Only now: torch and flwr take seconds to import.
+        from client.station import work
+        from client.steward import Asked, Typed
+        from client.watching import watching
+
+        console = _console()
+        steward = (
+            Asked(console) if approve is None or confirmed is None else Typed(approve, confirmed)
+        )
+        with program.terminable(), watching(console) as (tell, watch, pause):
+            ended = work(folder, pause(steward), tell, watch)
+        _say(console, ended.words)
+        _say(console, f"the model, its card and what it cost are in {ended.model}")
+
+
+@app.command()
+def inspect(folder: Dir = Path(), json_: Json = False) -> None:
+    """Show the approval packet again, and what was answered."""
+    with program.errors(PROGRAM):
+        from rich.console import Console
+
+        from client.inspection import look, show_inspection
+
+        found = look(folder)
+        if json_:
+            _print(found.document())
+            return
+        show_inspection(found, Console())
+
+
+@app.command()
+def leave(
+    folder: Dir = Path(),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take part no longer, from the next message on; past rounds stay in the model."""
+    with program.errors(PROGRAM):
+        from client.leaving import leave as go
+
+        console = _console()
+        _say(
+            console,
+            "Past rounds stay in the model, and the ledger keeps what they cost: `fedward-site "
+            "budget` shows it. The other hospitals go on as long as enough of them stay.",
+        )
+        if not yes and not typer.confirm("Leave the study?", default=False, err=True):
+            raise PrivacyError("not left; nothing was changed")
+        study = go(folder)
+        _say(console, f"left {study.name}; it is in the log")
+
+
+@app.command()
+def audit(folder: Dir = Path(), json_: Json = False) -> None:
+    """Verify the site's log and show what left the building, when, and under which approval."""
+    with program.errors(PROGRAM):
+        from rich.console import Console
+
+        from client.audit import read_audit, show_audit
+
+        found = read_audit(folder)
+        if json_:
+            _print(found.document())
+            return
+        show_audit(found, Console(), _console())
+
+
+@app.command()
+def budget(folder: Dir = Path(), json_: Json = False) -> None:
     """Show what was spent of each dataset's privacy, by which study, and what is left."""
     with program.errors(PROGRAM):
         # Only now: adding up a long history imports scipy.
@@ -43,19 +143,13 @@ def budget(
         with console.status("Adding up what was spent") if console.is_terminal else console:
             found = read_budget(folder)
         if json_:
-            sys.stdout.write(json.dumps(document(found), indent=1, allow_nan=False) + "\n")
+            _print(document(found))
             return
         show_budget(found, Console(), console)
 
 
-_Dir = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="The site's folder. [.]", show_default=False)
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-
-
 @app.command()
-def policy(folder: _Dir = Path(), json_: _Json = False) -> None:
+def policy(folder: Dir = Path(), json_: Json = False) -> None:
     """Show the policy in force, its digest, and where the file differs from it."""
     with program.errors(PROGRAM):
         from rich.console import Console
@@ -67,6 +161,20 @@ def policy(folder: _Dir = Path(), json_: _Json = False) -> None:
             _print(found.document())
             return
         show_in_force(found, Console(), Console(stderr=True))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _say(console: "Console", words: str) -> None:
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def _teller(console: "Console") -> Callable[[str], None]:
+    return lambda words: _say(console, words)
 
 
 def _print(document: object) -> None:

@@ -2,7 +2,6 @@
 
 POLICY = "policy.toml"  # the data steward's limits
 LEDGER = "ledger.db"  # every debit and every policy, for all studies
-HEADS = "heads.db"  # what others signed about the ledger's end
 PEERS = "peers.db"  # what was seen of the peers' ledgers
 JOURNAL = "journal.db"  # every decision, and what left the site, for all studies
 LOGS = "logs.db"  # ends of journals: the own one signed by servers, the peers' by each

@@ -5,7 +5,7 @@ of the chain goes to the server and to peers, so that a log that was cut or writ
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,17 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def ledger_ends(notes: Sequence[Note]) -> list[Head]:
+    """Return the ends of the ledger that a log names."""
+    found = {str(note.facts["ledger"]) for note in notes if note.kind == "sent"}
+    ends = []
+    for text in found:
+        rows, _, digest = text.partition("/")
+        if int(rows):
+            ends.append(Head(int(rows), digest))
+    return sorted(ends)
 
 
 def _note(link: Link) -> Note:

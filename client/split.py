@@ -79,7 +79,7 @@ def split(study: Study, records: Records, key: bytes, fraction: float) -> Split:
         key: the site's split key, 32 bytes.
         fraction: as `count` said when the site enrolled.
     """
-    held = held_out(records, study.evaluation, key)
+    held = held_out(records, study.evaluation, key, approved=True)
     train = _trained(records, held, key, fraction)
     return Split(_tensors(study, records, train), _tensors(study, records, np.flatnonzero(held)))
 

@@ -88,10 +88,13 @@ class ConvolutionRule(LayerRule[Convolution | Transposed]):
 
         Lines of the padded map follow one another in memory: a tap of the kernel reads them all
         from a place of its own on, and what it reads beyond a line's end has a gradient of zero.
+        Where it can be, the padding before a line is also the padding after the line above it.
         """
         layer, ((high, wide), (down, right)) = self._module, (self._padding, self._module.dilation)
-        (rows, outputs, lines, length), width = g.shape, x.shape[-1] + 2 * wide
-        x = functional.pad(x, (wide, wide, high, high + 1))  # one line more than is ever counted
+        (rows, outputs, lines, length), width = g.shape, x.shape[-1] + wide
+        after = 0 if wide <= right * (layer.kernel_size[1] - 1) <= width else wide
+        width += after
+        x = functional.pad(x, (wide, after, high, high + 1))  # one line more than is ever counted
         shape = (x.shape[1], *layer.kernel_size, lines * width)  # (C, h, w, T)
         step = min(rows, max(1, _NARROW_VALUES // math.prod(shape)))
         columns, left = g.new_empty(step, *shape), g.new_zeros(step, outputs, lines, width)

@@ -49,7 +49,7 @@ def suspend(
         ack_set: its AckSet; not sent yet, unless the sum is open.
         opened: the sum, once it is open; it takes the place of the masked one.
     """
-    words = agreed.running.total.words.data if opened is None else opened.payload.words.data
+    words = agreed.running.total.words.data  # masked, or open in place
     hashed = hashlib.sha256(words).digest() if opened is None else opened.payload_hash
     parts = (start, agreed.running.formed.signed, ack_set)
     fixed = _FIXED.pack(opened is not None, hashed, *(len(part) for part in parts))

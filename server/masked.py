@@ -91,7 +91,7 @@ class MaskedSum:
         self._stand(stand)
         run, formed, start = self._form(exchange, order, digest)
         talk = _Talk(exchange, order.sites, self._deadline_s)
-        complete = len(formed.cohort) == len(order.sites)
+        complete = len(formed.cohort) == _present(run)
         if complete:
             self._trail = []  # who is ready has followed it
         running = RunningSum(formed, hashing=self._suspicious)
@@ -306,6 +306,11 @@ def _greeted(
             hello, known = read_greeting(answer)
             names.setdefault(site, known)
             yield site, hello
+
+
+def _present(run: Run) -> int:
+    """Return how many sites a run would have with everybody in it: a revoked one never returns."""
+    return sum(not site.revoked for site in run.server.roster.sites)
 
 
 def _named(opened: secagg_server.Opened, sites: tuple[str, ...]) -> Opened:

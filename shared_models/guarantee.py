@@ -70,10 +70,10 @@ def guarantee(
         peers: the same against sites that know their own noise; mode distributed only.
         ring: of mode distributed, else None.
     """
-    mode = study.privacy.mode
+    mode, unit = study.privacy.mode, getattr(study.privacy, "unit", None)
     return {
         "mode": mode,
-        "unit": spent.unit if spent else None,
+        "unit": unit,  # not that of the debits: there may be none
         "adjacency": spent.adjacency if spent else None,
         "epsilon": spent.epsilon if spent else None,
         "delta": spent.delta if spent else None,

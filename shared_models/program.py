@@ -3,11 +3,13 @@
 It knows no command and no option. What the codes mean is told by ``privacy.errors``.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -41,6 +43,21 @@ def errors(program: str, after_interrupt: str = "start it again") -> Iterator[No
             traceback.print_exc(file=file)  # mode 0600: it may quote what only the user may see
         hint = f"please report it; the details are in {file.name}"
         _fail(program, f"a bug: {type(bug).__name__}", hint, 1)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let a stop by the system (SIGTERM) end a program as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(app: typer.Typer, program: str) -> NoReturn:

@@ -3,12 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
+from client.data.faults import Faults
 from client.data.table import Cells, Table
 from privacy.errors import StudyError
 from shared_models.contract import Data
 
 
-def read_builtin(data: Data) -> Table:
+def read_builtin(data: Data, faults: Faults) -> Table:
     """Return the records that the study names; the target, whatever its name, is their class.
 
     Columns are those of scikit-learn: "mean radius" and 29 more, with the classes "malignant" and
@@ -42,6 +43,7 @@ def read_builtin(data: Data) -> Table:
         length=len(bunch.target),
         columns={name: found[name] for name in data.columns},
         place=lambda row: f"built-in {data.builtin}: row {row + 1}",
+        faults=faults,
     )
 
 

@@ -6,11 +6,10 @@ It knows no format. A file is counted after decompression, so that a small one c
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from client.data.faults import fault
 from privacy.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,22 +64,35 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror or 'damaged'}); no record was used")
 
 
-@contextmanager
-def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+def text_of(path: Path) -> io.TextIOWrapper:
     """Open a UTF-8 text file, unpacked when its name ends in .gz; line ends are kept.
 
+    Bytes that are not UTF-8 become lone surrogates (PEP 383): ``is_text`` finds them line by line,
+    so that they spoil the record that holds them and no other.
+
     Raises:
-        DataError: it cannot be read, is damaged, is not UTF-8, or passes the ceiling.
+        DataError: it cannot be read; while it is read: it is damaged, or passes the ceiling.
     """
     check_file(path)
-    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as text:
-        try:
-            yield text
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: row {_undecodable_line(path)}: expected UTF-8 text; no record was used",
-                "save the file as UTF-8",
-            ) from error
+    return io.TextIOWrapper(
+        _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+
+
+def is_text(line: str) -> bool:
+    """Say whether a line of ``text_of`` was UTF-8."""
+    if line.isascii():
+        return True
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def not_text(path: Path, row: int) -> DataError:
+    """Return the error for a row that ``is_text`` does not find to be text."""
+    return fault(f"{path}: row {row}: expected UTF-8 text", "save the file as UTF-8")
 
 
 class _Bounded(io.RawIOBase):
@@ -125,14 +137,3 @@ def _opened(path: Path) -> io.BufferedReader:
     if path.suffix == ".gz":
         file = gzip.GzipFile(fileobj=file)
     return io.BufferedReader(_Bounded(file, path), 1 << 18)
-
-
-def _undecodable_line(path: Path) -> int:
-    """Return the number of the first line that is not UTF-8."""
-    with _opened(path) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1

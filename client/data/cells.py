@@ -1,16 +1,19 @@
 """Cells to numbers, category indices and texts, checked against their column's contract."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from client.data.table import Cells, Table
+from client.data.table import Mask, Table
+from privacy.errors import DataError
 from shared_models.contract import CategoryColumn, NumberColumn, SeriesColumn, Variable, number_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Refuse = Callable[[Mask, str, str], None]  # bad cells, what was expected of them and what found
 
 SHOWN = 12  # allowed values that an error lists
 
@@ -23,14 +26,14 @@ def numbers(table: Table, name: str, column: NumberColumn, refuse_missing: bool 
     Raises:
         DataError: a cell is no finite number, is outside the range, or is missing and refused.
     """
-    values, (low, high) = _floats(table, name), _bounds(table.columns[name], column)
-    if refuse_missing or column.missing == "refuse":
-        _refuse(np.isnan(values), lambda row: table.fault(row, name, _NONE, "none"))
-    return _in_range(
+    values = _floats(table, name)
+    return _checked(
         values,
-        (low, high),
-        column.outside == "clamp",
-        lambda row: table.fault(row, name, _range(column), "a number outside"),
+        column,
+        table.columns[name].dtype,
+        refuse_missing=refuse_missing or column.missing == "refuse",
+        clamp=column.outside == "clamp",
+        refuse=lambda bad, expected, found: table.refuse(bad, name, expected, found),
     )
 
 
@@ -47,16 +50,13 @@ def series(table: Table, name: str, column: SeriesColumn, rows: slice) -> Floats
         raise table.fault(0, name, f"numbers of shape {shape[1:]}", f"an array {cells.shape[1:]}")
     values = cells[rows].astype(np.float64)  # (n, T, F)
     for index, (variable, contract) in enumerate(column.variables.items()):
-        part = values[:, :, index]  # (n, T)
-        where = _cell_of_series(table, name, variable, column.steps, rows.start)
-        if column.missing == "refuse":
-            _refuse(np.isnan(part), where(_NONE, "none"))
-        _refuse(np.isinf(part), where("a finite number", "infinity"))
-        values[:, :, index] = _in_range(
-            part,
-            _bounds(cells, contract),
-            column.outside == "clamp",
-            where(_range(contract), "a number outside"),
+        values[:, :, index] = _checked(
+            values[:, :, index],  # (n, T)
+            contract,
+            cells.dtype,
+            refuse_missing=column.missing == "refuse",
+            clamp=column.outside == "clamp",
+            refuse=_refuse_steps(table, name, variable, rows.start),
         )
     return values
 
@@ -82,92 +82,90 @@ def categories(
     allowed = ", ".join(map(repr, column.values[:SHOWN]))
     if len(column.values) > SHOWN:
         allowed += f" and {len(column.values) - SHOWN} more"
-    _refuse(
-        (indices < 0) & (codes >= 0),
-        lambda row: table.fault(row, name, f"one of {allowed}", "another value"),
-    )
+    table.refuse((indices < 0) & (codes >= 0), name, f"one of {allowed}", "another value")
     if refuse_missing or column.missing == "refuse":
-        _refuse(codes < 0, lambda row: table.fault(row, name, _NONE, "none"))
+        table.refuse(codes < 0, name, _NONE, "none")
     return indices
 
 
-def texts(table: Table, name: str) -> list[str]:
-    """Return N texts; whole numbers are written without a decimal point.
+def texts(table: Table, name: str) -> npt.NDArray[np.object_]:
+    """Return (N,) texts; whole numbers are written without a decimal point.
 
     Raises:
         DataError: a cell is missing, or is neither a text nor a number.
     """
     cells = table.columns[name]
-    if cells.dtype != object:
-        values = _floats(table, name) if cells.dtype.kind == "f" else cells
-        _refuse(pd.isna(values), lambda row: table.fault(row, name, _NONE, "none"))
-        return [str(int(value)) if value == int(value) else str(value) for value in values.tolist()]
-    _refuse(pd.isna(cells), lambda row: table.fault(row, name, _NONE, "none"))
-    return [str(text) for text in cells]
+    if cells.dtype.kind == "f":
+        cells = _floats(table, name)
+    missing = pd.isna(cells)
+    table.refuse(missing, name, _NONE, "none")
+    found = np.full(table.length, "", dtype=object)
+    found[~missing] = [_text(cell) for cell in cells[~missing].tolist()]
+    return found
+
+
+def _text(cell: str | float) -> str:
+    return str(int(cell)) if not isinstance(cell, str) and cell == int(cell) else str(cell)
 
 
 def _floats(table: Table, name: str) -> Floats:
-    """Return (N,) finite numbers, NaN where missing."""
+    """Return (N,) finite numbers, NaN where missing, or where a record is left out."""
     cells = table.columns[name]
     if cells.dtype == object:
         values = np.full(table.length, np.nan)
         there = ~pd.isna(cells)
         values[there] = pd.to_numeric(pd.Series(cells[there], dtype=object), errors="coerce")
-        _refuse(
-            there & ~np.isfinite(values), lambda row: table.fault(row, name, "a number", "a text")
-        )
-        return values
-    if cells.dtype.kind not in "biuf" or cells.shape != (table.length,):
+        table.refuse(there & ~np.isfinite(values), name, "a number", "a text")
+    elif cells.dtype.kind not in "biuf" or cells.shape != (table.length,):
         raise table.fault(0, name, "an array of one number a record", "another array")
-    values = cells.astype(np.float64)
-    _refuse(np.isinf(values), lambda row: table.fault(row, name, "a finite number", "infinity"))
+    else:
+        values = cells.astype(np.float64)
+        table.refuse(np.isinf(values), name, "a finite number", "infinity")
+    values[np.isinf(values)] = np.nan
     return values
 
 
-def _bounds(cells: Cells, column: NumberColumn | Variable) -> tuple[float, float]:
-    """Return the range, widened to what the array's own precision makes of its ends."""
-    if cells.dtype.kind != "f":
-        return column.low, column.high
-    with np.errstate(over="ignore"):
-        low, high = cells.dtype.type(column.low), cells.dtype.type(column.high)
-    return min(column.low, float(low)), max(column.high, float(high))
-
-
-def _in_range(
+def _checked(
     values: Floats,
-    bounds: tuple[float, float],
+    contract: NumberColumn | Variable,
+    dtype: np.dtype[Any],
+    *,
+    refuse_missing: bool,
     clamp: bool,
-    fault: Callable[[int], Exception],
+    refuse: Refuse,
 ) -> Floats:
-    """Return ``values`` inside ``bounds``; NaN stays NaN."""
-    low, high = bounds
-    if not clamp:
-        _refuse((values < low) | (values > high), fault)
-        return values
-    return np.clip(values, low, high)
+    """Return ``values``, (N, ...), inside the range; NaN stays, and stands for what was refused."""
+    if refuse_missing:
+        refuse(np.isnan(values), _NONE, "none")
+    refuse(np.isinf(values), "a finite number", "infinity")
+    low, high = _bounds(dtype, contract)
+    if clamp:
+        return np.clip(values, low, high)
+    outside = (values < low) | (values > high)
+    refuse(outside, f"a number from {contract.low:g} to {contract.high:g}", "a number outside")
+    return np.where(outside, np.nan, values)
 
 
-def _range(column: NumberColumn | Variable) -> str:
-    return f"a number from {column.low:g} to {column.high:g}"
+def _bounds(dtype: np.dtype[Any], contract: NumberColumn | Variable) -> tuple[float, float]:
+    """Return the range, widened to what an array's own precision makes of its ends."""
+    if dtype.kind != "f":
+        return contract.low, contract.high
+    with np.errstate(over="ignore"):
+        low, high = dtype.type(contract.low), dtype.type(contract.high)
+    return min(contract.low, float(low)), max(contract.high, float(high))
 
 
-def _refuse(bad: npt.NDArray[np.bool_], fault: Callable[[int], Exception]) -> None:
-    """Raise the fault of the first bad cell, if there is one."""
-    if bad.any():
-        raise fault(int(np.argmax(bad)))
+def _refuse_steps(table: Table, name: str, variable: str, start: int) -> Refuse:
+    """Return what refuses the records of (n, T) bad cells, the first of them record ``start``."""
 
+    def refuse(bad: Mask, expected: str, found: str) -> None:
+        def fault(row: int) -> DataError:
+            step = int(np.argmax(bad[row - start])) + 1
+            return table.fault(row, f"{name}, step {step}, {variable}", expected, found)
 
-def _cell_of_series(
-    table: Table, name: str, variable: str, steps: int, start: int
-) -> Callable[[str, str], Callable[[int], Exception]]:
-    def where(expected: str, found: str) -> Callable[[int], Exception]:
-        def fault(cell: int) -> Exception:  # cell of (n, T), flattened
-            inside = f"{name}, step {cell % steps + 1}, {variable}"
-            return table.fault(start + cell // steps, inside, expected, found)
+        table.leave(start + np.flatnonzero(bad.any(axis=1)), fault)
 
-        return fault
-
-    return where
+    return refuse
 
 
 def _index(values: Sequence[str]) -> Callable[[str | float], int]:

@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from client.data import ceiling
-from client.data.cells import Floats, categories, numbers, series, texts
+from client.data.cells import Floats, Ints, categories, numbers, series, texts
 from client.data.records import Records
 from client.data.table import Table
 from client.data.tokens import letter_ids, word_ids
+from privacy.errors import DataError
 from shared_models.contract import (
     AnyColumn,
     CategoryColumn,
+    Data,
     ImageColumn,
     LettersColumn,
     NumberColumn,
@@ -43,27 +45,34 @@ def encode(study: Study, table: Table) -> Records:
     itemsize = 8 if spec.kind == "tokens" else 4
     ceiling.check_bytes(table.length * math.prod(spec.shape) * itemsize, "records")
     public = {name: np.full(table.length, value) for name, value in table.public.items()}
+    indices: dict[str, Ints] = {}
+    numbered: dict[str, Floats] = {}
     for name, column in data.columns.items():
         if isinstance(column, CategoryColumn):
-            indices = categories(table, name, column, refuse_missing=name == data.target)
-            public[name] = np.array([*column.values, ""])[indices]  # missing is -1, the last
+            indices[name] = categories(table, name, column, refuse_missing=name == data.target)
+            public[name] = np.array([*column.values, ""])[indices[name]]  # missing: -1, the last
         elif isinstance(column, NumberColumn) and name not in data.inputs:
-            numbers(table, name, column, refuse_missing=name == data.target)
-    targets = _targets(study, table)
-    inputs = _inputs(study, table, spec)
-    if data.patient is None:
+            numbered[name] = numbers(table, name, column, refuse_missing=name == data.target)
+    targets = _targets(data, indices, numbered)
+    inputs = _inputs(table, data, spec, indices)
+    names = None if data.patient is None else texts(table, data.patient)
+    kept = table.kept()  # from here on only they count: patients are numbered, records joined
+    inputs, targets = inputs[kept], targets[kept]
+    public = {name: values[kept] for name, values in public.items()}
+    if names is None:
         return Records(inputs, targets, row_identities(inputs), None, public)
-    names = tuple(text.encode() for text in texts(table, data.patient))
-    return Records(inputs, targets, names, patient_indices(names), public)
+    # A lone surrogate, which JSON can write, is a letter like any other.
+    identities = tuple(text.encode("utf-8", "surrogatepass") for text in names[kept])
+    return Records(inputs, targets, identities, patient_indices(identities), public)
 
 
-def row_identities(inputs: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+def row_identities(inputs: Floats32 | Ints) -> tuple[bytes, ...]:
     """Return the SHA-256 of each row's little-endian bytes: equal inputs, equal identities."""
     rows = np.ascontiguousarray(inputs, dtype=inputs.dtype.newbyteorder("<"))
     return tuple(hashlib.sha256(row).digest() for row in rows)
 
 
-def patient_indices(identities: tuple[bytes, ...]) -> npt.NDArray[np.int64]:
+def patient_indices(identities: tuple[bytes, ...]) -> Ints:
     """Return (N,) dense indices of the patients, in the order in which they first appear."""
     index: dict[bytes, int] = {}
     return np.array([index.setdefault(name, len(index)) for name in identities], dtype=np.int64)
@@ -77,21 +86,18 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
     return share * 2 - 1
 
 
-def _targets(study: Study, table: Table) -> npt.NDArray[np.int64] | Floats32:
-    name, column = study.data.target, study.data.columns[study.data.target]
-    if isinstance(column, NumberColumn):
-        return numbers(table, name, column, refuse_missing=True).astype(np.float32)
+def _targets(data: Data, indices: dict[str, Ints], numbered: dict[str, Floats]) -> Ints | Floats32:
+    column = data.columns[data.target]
     if not isinstance(column, CategoryColumn):
-        raise ValueError("expected a number or category target")
-    indices = categories(table, name, column, refuse_missing=True)
-    if not study.data.positive:
-        return indices
-    yes = np.array([value in study.data.positive for value in column.values], dtype=np.int64)
-    return yes[indices]
+        return numbered[data.target].astype(np.float32)
+    if not data.positive:
+        return indices[data.target]
+    yes = np.array([value in data.positive for value in column.values], dtype=np.int64)
+    return yes[indices[data.target]]
 
 
-def _inputs(study: Study, table: Table, spec: InputSpec) -> Floats32 | npt.NDArray[np.int64]:
-    columns = study.data.inputs
+def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints]) -> Floats32 | Ints:
+    columns = data.inputs
     for name, column in columns.items():
         if isinstance(column, LettersColumn):
             return letter_ids(table, name, column)
@@ -100,11 +106,11 @@ def _inputs(study: Study, table: Table, spec: InputSpec) -> Floats32 | npt.NDArr
         if isinstance(column, ImageColumn):
             return _images(table, name, column)
         if isinstance(column, SeriesColumn):
-            return _series(table, name, column, _scalars(table, columns), spec.shape)
-    return _scalars(table, columns)
+            return _series(table, name, column, _scalars(table, columns, indices), spec.shape)
+    return _scalars(table, columns, indices)
 
 
-def _scalars(table: Table, columns: dict[str, AnyColumn]) -> Floats32:
+def _scalars(table: Table, columns: dict[str, AnyColumn], indices: dict[str, Ints]) -> Floats32:
     """Return (N, F): the number and category columns in the order of ``scalar_names``."""
     features = np.zeros((table.length, len(scalar_names(columns))), dtype=np.float32)
     place = 0
@@ -116,10 +122,9 @@ def _scalars(table: Table, columns: dict[str, AnyColumn]) -> Floats32:
             features[:, place] = values
             place += 1
         elif isinstance(column, CategoryColumn):
-            indices = categories(table, name, column)
-            missing = indices < 0
+            missing = indices[name] < 0
             there = np.flatnonzero(~missing)
-            features[there, place + indices[there]] = 1.0
+            features[there, place + indices[name][there]] = 1.0
             place += len(column.values)
         else:
             continue
@@ -145,12 +150,15 @@ def _images(table: Table, name: str, column: ImageColumn) -> Floats32:
     if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *shape):
         raise table.fault(0, name, f"pictures of shape {shape}", f"an array {cells.shape[1:]}")
     images = np.empty((table.length, column.channels, *shape[:2]), dtype=np.float32)
+
+    def fault(row: int) -> DataError:
+        return table.fault(row, name, f"values from {column.low:g} to {column.high:g}", "others")
+
     for rows in _chunks(table.length, math.prod(shape)):
         values = cells[rows].astype(np.float64)  # (n, H, W, C)
-        bad = ~((values >= column.low) & (values <= column.high)).reshape(len(values), -1)
-        if bad.any():
-            row = rows.start + int(np.argmax(bad.any(axis=1)))
-            raise table.fault(row, name, f"values from {column.low:g} to {column.high:g}", "others")
+        bad = ~((values >= column.low) & (values <= column.high))
+        table.leave(rows.start + np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)), fault)
+        values[bad] = column.low
         scaled = (values - column.low) / (column.high - column.low)
         images[rows] = np.moveaxis(scaled + 0.0, 3, 1)  # no -0.0; (n, H, W, C) -> (n, C, H, W)
     return images

@@ -19,23 +19,27 @@ _FOLDS_LABEL = b"fedward folds"
 _KEPT_LABEL = b"fedward kept"
 
 
-def held_out(records: Records, evaluation: Evaluation, split_key: bytes) -> npt.NDArray[np.bool_]:
+def held_out(
+    records: Records, evaluation: Evaluation, split_key: bytes, *, approved: bool = False
+) -> npt.NDArray[np.bool_]:
     """Return (N,) True for the records that are evaluated on and never trained on.
 
     Args:
         records: of one site.
         evaluation: its holdout fraction, or its public column and values.
         split_key: the site's own, 32 bytes, the same for every run of a study.
+        approved: at a site that has begun, where nothing is refused because of a record: a patient
+            whom the column puts on both sides is held out with all records.
 
     Raises:
         StudyError: there is no such public column.
-        DataError: the column would put one patient on both sides.
+        DataError: the column would put one patient on both sides; not when ``approved``.
 
     Guarantee: a record's side depends on the key and on its own identity alone.
     Source: section 7 of the protocol: HMAC-SHA256 below the fraction.
     """
     if evaluation.holdout_column is not None:
-        return _by_column(records, evaluation.holdout_column, evaluation.holdout_values)
+        return _by_column(records, evaluation, approved)
     below = math.floor(evaluation.holdout * 2**64)
     hashes = _hashes(records, split_key)
     return np.array([value < below for value in hashes], dtype=np.bool_)
@@ -94,7 +98,8 @@ def _hashes(records: Records, key: bytes) -> list[int]:
     ]
 
 
-def _by_column(records: Records, column: str, values: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+def _by_column(records: Records, evaluation: Evaluation, approved: bool) -> npt.NDArray[np.bool_]:
+    column, values = evaluation.holdout_column or "", evaluation.holdout_values
     if column not in records.public:
         raise StudyError(
             f"evaluation.holdout_column: expected one of "
@@ -107,7 +112,10 @@ def _by_column(records: Records, column: str, values: tuple[str, ...]) -> npt.ND
     if records.patients is not None and len(records):
         seen = np.zeros((int(records.patients.max()) + 1, 2), dtype=np.bool_)
         seen[records.patients, mask.astype(np.int64)] = True
-        if seen.all(axis=1).any():
+        both = seen[:, 0] & seen[:, 1]
+        if approved:
+            return mask | both[records.patients]
+        if both.any():
             raise DataError(
                 f"evaluation.holdout_column {column!r}: expected every patient on one side, found "
                 "one on both; no record was used"

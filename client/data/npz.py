@@ -3,6 +3,7 @@
 Sizes are checked before an array is read: those that the archive declares, and the array's own.
 """
 
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -13,7 +14,8 @@ from typing import IO
 import numpy as np
 
 from client.data import ceiling
-from client.data.table import Cells, Table, cell_of
+from client.data.faults import Faults
+from client.data.table import Cells, Mask, Table, cell_of
 from privacy.errors import DataError, StudyError
 from shared_models.contract import AnyColumn, Data, ImageColumn, SeriesColumn
 
@@ -35,12 +37,12 @@ PARSER_ERRORS = (
 )
 
 
-def read_npz(path: Path, data: Data) -> Iterator[Table]:
+def read_npz(path: Path, data: Data, faults: Faults) -> Iterator[Table]:
     """Yield one table a part of the study, or one, from the arrays that the columns name.
 
     Raises:
         DataError: the file cannot be read, or an array is absent, damaged, above the ceiling, of
-            objects, or not of the records' length.
+            objects, or not of the records' length; or a text is none, unless such are left out.
         StudyError: parts and arrays of the study do not fit.
     """
     names = {name: column.array or name for name, column in data.columns.items()}
@@ -61,20 +63,26 @@ def read_npz(path: Path, data: Data) -> Iterator[Table]:
         }
         _check_members(path, archive, wanted)
         for part in data.parts or ("",):
-            yield _table(
-                path, archive, data, {n: a.replace("{part}", part) for n, a in names.items()}, part
-            )
+            arrays = {name: array.replace("{part}", part) for name, array in names.items()}
+            yield _table(path, archive, data, arrays, part, faults)
 
 
 def _table(
-    path: Path, archive: zipfile.ZipFile, data: Data, names: dict[str, str], part: str
+    path: Path,
+    archive: zipfile.ZipFile,
+    data: Data,
+    names: dict[str, str],
+    part: str,
+    faults: Faults,
 ) -> Table:
     arrays = {array: _array(path, archive, array) for array in set(names.values())}
     marks = frozenset(mark.strip() for mark in data.missing)
-    columns = {
-        name: _column(path, names[name], arrays[names[name]], column, marks)
-        for name, column in data.columns.items()
-    }
+    columns: dict[str, Cells] = {}
+    garbled: dict[str, Mask] = {}
+    for name, column in data.columns.items():
+        columns[name] = _column(path, names[name], arrays[names[name]], column)
+        if columns[name].dtype.kind in "US":
+            columns[name], garbled[name] = _texts(columns[name], marks)
     length = len(columns[data.target])
     for name, cells in columns.items():
         if len(cells) != length:
@@ -83,12 +91,16 @@ def _table(
                 f"target has ({length}), found {len(cells)}; no record was used"
             )
     inside = f"part {part!r}, " if part else ""
-    return Table(
+    table = Table(
         length,
         columns,
         lambda row: f"{path}: {inside}row {row + 1}",
         {"part": part} if part else {},
+        faults,
     )
+    for name, bad in garbled.items():
+        table.refuse(bad, name, "ASCII bytes or text")
+    return table
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile, wanted: set[str]) -> None:
@@ -140,7 +152,7 @@ def _check_header(where: str, file: IO[bytes], size: int) -> None:
         raise DataError(f"{where}: expected as many bytes as its shape says; nothing was read")
 
 
-def _column(path: Path, name: str, array: Cells, column: AnyColumn, marks: frozenset[str]) -> Cells:
+def _column(path: Path, name: str, array: Cells, column: AnyColumn) -> Cells:
     where = f"{path}: array {name!r}"
     if column.index is not None:
         if array.ndim < 2 or array.shape[1] <= column.index:
@@ -148,19 +160,23 @@ def _column(path: Path, name: str, array: Cells, column: AnyColumn, marks: froze
         array = array[:, column.index]
     if array.ndim == 0:
         raise DataError(f"{where}: expected one value a record, found a single value")
-    if not isinstance(column, SeriesColumn | ImageColumn):
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]  # (N, 1) -> (N,)
-        if array.ndim != 1:
-            raise DataError(f"{where}: expected one value a record, found shape {array.shape[1:]}")
-    if array.dtype.kind not in "US":
-        return array
-    try:
-        texts = array.astype(str).tolist()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: expected ASCII bytes or text; no record was used") from error
-    cells = np.empty(len(texts), dtype=object)
     if isinstance(column, SeriesColumn | ImageColumn):
-        return cells  # of no number type: the contract refuses it
-    cells[:] = [cell_of(text, marks) for text in texts]
-    return cells
+        # Texts become what is of no number type: the contract refuses it.
+        return np.empty(len(array), dtype=object) if array.dtype.kind in "US" else array
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]  # (N, 1) -> (N,)
+    if array.ndim != 1:
+        raise DataError(f"{where}: expected one value a record, found shape {array.shape[1:]}")
+    return array
+
+
+def _texts(array: Cells, marks: frozenset[str]) -> tuple[Cells, Mask]:
+    """Return (N,) texts, and where they are none: bytes that are not ASCII, or no letters."""
+    width, last = (1, 0x7F) if array.dtype.kind == "S" else (4, sys.maxunicode)
+    native = array.astype(array.dtype.newbyteorder("="))
+    codes = np.frombuffer(native.tobytes(), f"u{width}")
+    garbled: Mask = np.any(codes.reshape(len(native), native.itemsize // width) > last, axis=1)
+    native[garbled] = ""
+    cells = np.empty(len(native), dtype=object)
+    cells[:] = [cell_of(text, marks) for text in native.astype(str).tolist()]
+    return cells, garbled

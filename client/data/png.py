@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from client.data import ceiling
+from client.data.faults import Faults, fault
 from client.data.table import Table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import CategoryColumn, Data, ImageColumn
@@ -28,12 +29,12 @@ PARSER_ERRORS = (
 )
 
 
-def read_png(root: Path, data: Data) -> Table:
+def read_png(root: Path, data: Data, faults: Faults) -> Table:
     """Read every ``root/CLASS/*.png``; the folder's name is the target, other files are left.
 
     Raises:
-        DataError: no such folders or pictures, a class that the study does not know, or a picture
-            that is damaged, of another size or mode.
+        DataError: no such folders or pictures, or a class that the study does not know; or a
+            picture that is damaged, of another size or mode, unless such are left out.
         StudyError: the study has other columns than one image and a category target.
     """
     name, image = _image_column(data)
@@ -42,18 +43,25 @@ def read_png(root: Path, data: Data) -> Table:
         raise StudyError("data.target: expected a category column with folders of PNG")
     if image.channels not in MODES:
         raise StudyError(f"data.columns.{name}.channels: expected 1, 3 or 4 with PNG")
-    paths, labels = _pictures(root, target)
+    paths = _pictures(root, target)
     ceiling.check_bytes(len(paths) * image.height * image.width * image.channels * 4, root)
     kind = np.uint8 if image.high <= 255 else np.uint16
     pictures = np.empty((len(paths), image.height, image.width, image.channels), dtype=kind)
-    for row, path in enumerate(paths):
-        pictures[row] = _picture(path, image)
-    classes = np.empty(len(labels), dtype=object)
-    classes[:] = labels
+    whole: list[Path] = []
+    for path in paths:
+        try:
+            pictures[len(whole)] = _picture(path, image)
+        except DataError as error:
+            faults.add([error])
+            continue
+        whole.append(path)
+    classes = np.empty(len(whole), dtype=object)
+    classes[:] = [path.parent.name for path in whole]
     return Table(
-        length=len(paths),
-        columns={name: pictures, data.target: classes},
-        place=lambda row: str(paths[row]),
+        length=len(whole),
+        columns={name: pictures[: len(whole)], data.target: classes},
+        place=lambda row: str(whole[row]),
+        faults=faults,
     )
 
 
@@ -66,8 +74,8 @@ def _image_column(data: Data) -> tuple[str, ImageColumn]:
     raise StudyError("data.columns: expected one image and the target with folders of PNG")
 
 
-def _pictures(root: Path, target: CategoryColumn) -> tuple[list[Path], list[str]]:
-    """Return the files and their classes, both in the order of their names."""
+def _pictures(root: Path, target: CategoryColumn) -> list[Path]:
+    """Return the files of each class, in the order of their names."""
     try:
         folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
         # The name of a folder that is no class stays unsaid: it may be a patient's.
@@ -76,7 +84,7 @@ def _pictures(root: Path, target: CategoryColumn) -> tuple[list[Path], list[str]
                 f"{root}: expected folders named {', '.join(map(repr, target.values))}, "
                 f"found {'others' if folders else 'none'}; nothing was read"
             )
-        paths = [
+        return [
             path
             for folder in folders
             for path in sorted(folder.iterdir())
@@ -84,7 +92,6 @@ def _pictures(root: Path, target: CategoryColumn) -> tuple[list[Path], list[str]
         ]
     except OSError as error:
         raise ceiling.unreadable(root, error) from error
-    return paths, [path.parent.name for path in paths]
 
 
 def _picture(path: Path, column: ImageColumn) -> npt.NDArray[np.generic]:
@@ -96,16 +103,13 @@ def _picture(path: Path, column: ImageColumn) -> npt.NDArray[np.generic]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG",)) as picture:
                 if picture.size != (column.width, column.height):
-                    raise DataError(
+                    raise fault(
                         f"{path}: expected {column.width} x {column.height} pixels, found "
-                        f"{picture.width} x {picture.height}; no record was used"
+                        f"{picture.width} x {picture.height}"
                     )
                 if picture.mode not in modes or (picture.mode == "I;16" and column.high <= 255):
-                    raise DataError(
-                        f"{path}: expected mode {' or '.join(modes)}, found {picture.mode}; "
-                        "no record was used"
-                    )
+                    raise fault(f"{path}: expected mode {' or '.join(modes)}, found {picture.mode}")
                 pixels = np.asarray(picture)
     except PARSER_ERRORS as error:
-        raise DataError(f"{path}: expected a whole PNG picture; no record was used") from error
+        raise fault(f"{path}: expected a whole PNG picture") from error
     return pixels.reshape(column.height, column.width, column.channels)

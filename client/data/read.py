@@ -8,6 +8,7 @@ import numpy as np
 from client.data import ceiling
 from client.data.builtin import read_builtin
 from client.data.encode import encode, patient_indices
+from client.data.faults import Faults
 from client.data.jsonl import read_jsonl
 from client.data.npz import read_npz
 from client.data.png import read_png
@@ -21,34 +22,27 @@ from shared_models.study import Study
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npz": "npz"}
 
 
-def read_records(study: Study, path: Path | None) -> Records:
+def read_records(study: Study, path: Path | None, leave_out: bool = False) -> Records:
     """Read one file, every file of a folder, or the records that ship inside scikit-learn.
 
     Args:
         study: its data contract decides everything; no value is taken from the records.
         path: None for the study's built-in records.
+        leave_out: leave a record out that breaks the contract, and count it, instead of refusing
+            all of them; the others are what they would be without it.
 
     Returns:
         N records in the order of the files' names, perhaps none. Where several files were read,
         public column "file" has the name of each record's file, without its suffix.
 
     Raises:
-        DataError: files are absent, damaged, above the ceiling, or break the contract.
+        DataError: files are absent, damaged, above the ceiling, or without a column; or a record
+            breaks the contract, unless it is left out.
         StudyError: the study does not say how to read them.
     """
-    data = study.data
-    if path is None:
-        return encode(study, read_builtin(data))
-    if not path.is_dir():
-        return _read_file(study, path)
-    files = [] if data.format == "png" else _matching(path, data)
-    if data.format == "png" or (not files and _has_pictures(path, data)):
-        return encode(study, read_png(path, data))
-    if not files:
-        raise _no_files(path, data)
-    if len(files) == 1:
-        return _read_file(study, files[0])
-    return _together([_named(_read_file(study, file), _stem(file)) for file in files])
+    faults = Faults(leave_out)
+    records = _read(study, path, faults)
+    return replace(records, left_out=faults.left_out())
 
 
 def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
@@ -77,6 +71,22 @@ def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
     return [(name, read_records(study, s)) for name, s in zip(names, sources, strict=True)]
 
 
+def _read(study: Study, path: Path | None, faults: Faults) -> Records:
+    data = study.data
+    if path is None:
+        return encode(study, read_builtin(data, faults))
+    if not path.is_dir():
+        return _read_file(study, path, faults)
+    files = [] if data.format == "png" else _matching(path, data)
+    if data.format == "png" or (not files and _has_pictures(path, data)):
+        return encode(study, read_png(path, data, faults))
+    if not files:
+        raise _no_files(path, data)
+    if len(files) == 1:
+        return _read_file(study, files[0], faults)
+    return _together([_named(_read_file(study, file, faults), _stem(file)) for file in files])
+
+
 def _together(parts: list[Records]) -> Records:
     """Return one site's records from several sources; one id is one patient in all of them."""
     if len(parts) == 1:
@@ -88,7 +98,7 @@ def _together(parts: list[Records]) -> Records:
     return replace(records, patients=patient_indices(records.identities))
 
 
-def _read_file(study: Study, path: Path) -> Records:
+def _read_file(study: Study, path: Path, faults: Faults) -> Records:
     data = study.data
     kind = data.format or _format(path)
     if kind is None:
@@ -97,12 +107,12 @@ def _read_file(study: Study, path: Path) -> Records:
             f"whose name ends in none of {', '.join(SUFFIXES)}"
         )
     if kind == "npz":
-        return _together([encode(study, table) for table in read_npz(path, data)])
+        return _together([encode(study, table) for table in read_npz(path, data, faults)])
     if kind == "jsonl":
-        return encode(study, read_jsonl(path, data))
+        return encode(study, read_jsonl(path, data, faults))
     if kind == "png":
         raise DataError(f"{path}: expected a folder with one folder of PNG a class")
-    return encode(study, read_table(path, data, "," if kind == "csv" else "\t"))
+    return encode(study, read_table(path, data, "," if kind == "csv" else "\t", faults))
 
 
 def _named(records: Records, name: str) -> Records:

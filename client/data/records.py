@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from client.data.faults import LeftOut
+
 
 @dataclass(frozen=True)
 class Records:
@@ -18,6 +20,8 @@ class Records:
             with equal identities always fall on the same side of a hold-out.
         patients: (N,) int64 index of the patient within these records; None without patients.
         public: (N,) text values of every category column, and of "part" and "file" where there are.
+        left_out: the records that broke the contract, where those are not refused; known to what
+            reads them, not to parts and unions of what was read.
     """
 
     inputs: npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -25,6 +29,7 @@ class Records:
     identities: tuple[bytes, ...]
     patients: npt.NDArray[np.int64] | None = None
     public: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
         return len(self.targets)

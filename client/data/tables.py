@@ -5,6 +5,7 @@ numbers that an error has to name.
 """
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -12,16 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from client.data import ceiling
+from client.data.faults import Faults, fault
 from client.data.table import Table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data, ImageColumn, SeriesColumn
 
+Row = tuple[int, list[str] | DataError]  # the number of its first line; its cells, or their fault
 
-def read_table(path: Path, data: Data, separator: str) -> Table:
+
+def read_table(path: Path, data: Data, separator: str, faults: Faults) -> Table:
     """Read one file of cells between ``separator``; columns that the study does not name are left.
 
     Raises:
-        DataError: the file cannot be read, is empty, lacks a column, or a row has too few or many.
+        DataError: the file cannot be read, is empty or lacks a column; or a row has too few cells
+            or many, an open quote, or bytes that are not UTF-8, unless such are left out.
         StudyError: a column of the study does not fit into a cell.
     """
     for name, column in data.columns.items():
@@ -29,24 +34,22 @@ def read_table(path: Path, data: Data, separator: str) -> Table:
             raise StudyError(
                 f"data.columns.{name}: kind {column.kind!r} expects npz or jsonl, found {path}"
             )
-    lines: list[int] = []
+    places: list[int] = []
     rows: list[tuple[str, ...]] = []
     with ceiling.text_of(path) as text:
-        numbered = _rows(path, text, separator)
-        width, positions = _layout(path, numbered, data)
+        lines = _Lines(text)
+        width, positions = _layout(path, _rows(path, lines, separator), data)
         pick = itemgetter(*positions) if len(positions) > 1 else lambda row: (row[positions[0]],)
-        for line, row in numbered:
-            if len(row) != width:
-                if len(row) == 1 and not row[0].strip():
-                    continue  # a line of blanks
-                raise DataError(
-                    f"{path}: row {line}: expected {width} columns, found {len(row)}; "
-                    "no record was used"
-                )
-            lines.append(line)
+        empty = not data.header
+        for line, row in _rows(path, lines, separator, width):
+            empty = False
+            if isinstance(row, DataError):
+                faults.add([row])
+                continue
+            places.append(line)
             rows.append(pick(row))
             ceiling.check_cells(len(rows) * len(positions), path)
-    if not rows and not data.header:
+    if empty:
         raise _empty(path)
     marks = frozenset(mark.strip() for mark in data.missing)
     columns = {}
@@ -55,35 +58,76 @@ def read_table(path: Path, data: Data, separator: str) -> Table:
         # cell_of, written out: a call for each of millions of cells takes as long as the parser
         cells[:] = [None if (cell := row[index].strip()) in marks else cell for row in rows]
         columns[name] = cells
-    return Table(len(rows), columns, lambda row: f"{path}: row {lines[row]}")
+    return Table(len(rows), columns, lambda row: f"{path}: row {places[row]}", faults=faults)
 
 
-def _rows(path: Path, text: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield every row with the number of its first line, as an editor counts; blank lines not."""
-    reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
-    before = 0
-    try:
-        for row in reader:
-            line, before = before + 1, reader.line_num
-            if row:
-                yield line, row
-    except csv.Error as error:
-        raise DataError(
-            f"{path}: row {reader.line_num}: expected cells of at most {csv.field_size_limit():,} "
-            "characters, with every quote closed; no record was used"
-        ) from error
+class _Lines(Iterator[str]):
+    """The lines of a text; those of the row in hand are kept, so that they can come again."""
+
+    def __init__(self, text: Iterator[str]) -> None:
+        self._numbered = enumerate(text, 1)  # as an editor counts
+        self._again: deque[tuple[int, str]] = deque()
+        self.row: list[tuple[int, str]] = []
+
+    def __next__(self) -> str:
+        numbered = self._again.popleft() if self._again else next(self._numbered)
+        self.row.append(numbered)
+        return numbered[1]
+
+    def go_back(self) -> None:
+        """Leave the row in hand its first line; the others come again."""
+        self._again.extendleft(reversed(self.row[1:]))
+        del self.row[1:]
 
 
-def _layout(
-    path: Path, rows: Iterator[tuple[int, list[str]]], data: Data
-) -> tuple[int, tuple[int, ...]]:
+def _rows(path: Path, lines: _Lines, separator: str, width: int = 0) -> Iterator[Row]:
+    """Yield every row, of ``width`` cells where that is not 0; lines of blanks are left.
+
+    A row that does not end where it should costs its first line alone, and the next row begins in
+    the line after it: an open quote would take other records away.
+    """
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        lines.row.clear()
+        wrong = ""
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            row = []
+            wrong = (
+                f"cells of at most {csv.field_size_limit():,} characters, with every quote closed"
+            )
+        else:
+            if row is None:
+                return
+            if not row or (len(row) == 1 != width and not row[0].strip()):
+                continue
+            if len(row) != (width or len(row)):
+                wrong = f"{width} columns, found {len(row)}"
+        if wrong:
+            lines.go_back()
+        line = lines.row[0][0]
+        if not all(ceiling.is_text(content) for _, content in lines.row):
+            yield line, ceiling.not_text(path, line)
+        elif wrong:
+            yield line, fault(f"{path}: row {line}: expected {wrong}")
+        else:
+            yield line, row
+
+
+def _layout(path: Path, rows: Iterator[Row], data: Data) -> tuple[int, tuple[int, ...]]:
     """Return how many columns the file has, and where those of the study are."""
     if not data.header:
         return len(data.columns), tuple(range(len(data.columns)))
-    header = next(((line, row) for line, row in rows if any(cell.strip() for cell in row)), None)
-    if header is None:
+    for number, row in rows:
+        line = number
+        if isinstance(row, DataError):
+            raise row
+        names = [cell.strip() for cell in row]
+        if any(names):
+            break
+    else:
         raise _empty(path)
-    line, names = header[0], [name.strip() for name in header[1]]
     absent = [name for name in data.columns if name not in names]
     if absent:
         # Names that the study does not know stay unsaid: without a header they would be a record.

@@ -24,15 +24,17 @@ def letter_ids(table: Table, name: str, column: LettersColumn) -> Ids:
     """
     ids = np.full((table.length, column.length), PADDING, dtype=np.int64)
     id_of = {letter: 1 + place for place, letter in enumerate(column.alphabet)}
+    broken: dict[int, tuple[str, str]] = {}  # what was expected of a row, and what found
     for row, text in enumerate(texts(table, name)):
         if len(text) > column.length:
-            raise table.fault(row, name, f"at most {column.length} letters", "more")
+            broken[row] = f"at most {column.length} letters", "more"
+            continue
         try:
             ids[row, : len(text)] = [id_of[letter] for letter in text]
         except KeyError:
-            raise table.fault(
-                row, name, f"letters of {column.alphabet!r}", "another letter"
-            ) from None
+            broken[row] = f"letters of {column.alphabet!r}", "another letter"
+    rows = np.array([*broken], dtype=np.int64)
+    table.leave(rows, lambda row: table.fault(row, name, *broken[row]))
     return ids
 
 

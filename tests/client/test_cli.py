@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from client import cli
+from client.journal import Journal
 from client.policy import adopt, load_policy
-from privacy import keys
 from privacy.accounting import Event, epsilon
-from privacy.heads import Head, Heads, countersign
+from privacy.heads import Head
 from privacy.ledger import Ledger
 
 POLICY = """
@@ -188,14 +188,14 @@ def test_a_dataset_without_its_ceiling_is_refused(program: Program, tmp_path: Pa
     assert "ceilings.ward: expected a ceiling" in refused(program("budget"), 3)
 
 
-def signed(folder: Path, head: Head) -> None:
-    peer, owner = keys.identity(bytes([2]) * 32), keys.identity(bytes([1]) * 32)
-    with Heads(folder / "heads.db") as heads:
-        heads.keep(countersign(peer, owner.public, head), {peer.public})
+def named(folder: Path, head: Head) -> None:
+    """As a site's log names the ledger's end with every message."""
+    with Journal(folder / "journal.db") as journal:
+        journal.note("sent", message="cohort", ledger=f"{head.rows}/{head.digest}")
 
 
 def test_a_ledger_that_was_cut_is_refused_by_its_row(program: Program, tmp_path: Path) -> None:
-    signed(tmp_path, fill(tmp_path, (event("a"), 3)))
+    named(tmp_path, fill(tmp_path, (event("a"), 3)))
     assert program("budget").code == 0
     import sqlite3
 
@@ -206,10 +206,10 @@ def test_a_ledger_that_was_cut_is_refused_by_its_row(program: Program, tmp_path:
 
 
 def test_a_ledger_that_was_removed_is_refused(program: Program, tmp_path: Path) -> None:
-    signed(tmp_path, fill(tmp_path, (event("a"), 3)))
+    named(tmp_path, fill(tmp_path, (event("a"), 3)))
     for file in tmp_path.glob("ledger.db*"):
         file.unlink()
-    assert "the ledger that others have signed" in refused(program("budget"), 3)
+    assert "the ledger that the site's log names" in refused(program("budget"), 3)
 
 
 def test_a_wrong_option_is_a_usage_error_in_two_lines(program: Program) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.data import ceiling
+from client.data.faults import Faults
 from client.data.jsonl import read_jsonl
 from privacy.errors import DataError
 from shared_models.contract import Data
@@ -30,7 +31,7 @@ def write(folder: Path, text: str, name: str = "ward.jsonl") -> Path:
 
 def refusal(path: Path, data: Data) -> str:
     with pytest.raises(DataError) as caught:
-        read_jsonl(path, data)
+        read_jsonl(path, data, Faults())
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -39,37 +40,37 @@ def refusal(path: Path, data: Data) -> str:
 
 def test_numbers_texts_and_booleans_become_cells(tmp_path: Path) -> None:
     lines = '{"age": 63}\n{"age": 1.50}\n{"age": " 7 "}\n{"age": true}\n'
-    table = read_jsonl(write(tmp_path, lines), contract())
+    table = read_jsonl(write(tmp_path, lines), contract(), Faults())
     assert table.columns["age"].tolist() == ["63", "1.5", "7", "true"]
 
 
 def test_null_nan_marks_and_absent_keys_are_missing(tmp_path: Path) -> None:
     lines = '{"age": 1}\n{"age": null}\n{"age": NaN}\n{"age": "?"}\n{"ward": 3}\n'
-    table = read_jsonl(write(tmp_path, lines), contract())
+    table = read_jsonl(write(tmp_path, lines), contract(), Faults())
     assert table.columns["age"].tolist() == ["1", None, None, None, None]
 
 
 def test_gzip_is_unpacked(tmp_path: Path) -> None:
-    table = read_jsonl(write(tmp_path, '{"age": 63}\n', "ward.jsonl.gz"), contract())
+    table = read_jsonl(write(tmp_path, '{"age": 63}\n', "ward.jsonl.gz"), contract(), Faults())
     assert table.columns["age"].tolist() == ["63"]
 
 
 def test_rows_are_counted_with_blank_lines(tmp_path: Path) -> None:
     path = write(tmp_path, '\n{"age": 1}\n  \n{"age": 2}')
-    table = read_jsonl(path, contract())
+    table = read_jsonl(path, contract(), Faults())
     assert [table.place(row) for row in range(2)] == [f"{path}: row 2", f"{path}: row 4"]
 
 
 def test_lists_become_series_with_gaps(tmp_path: Path) -> None:
     path = write(tmp_path, '{"age": 1, "x": [[60], [null]]}\n{"age": 2, "x": null}\n')
-    x = read_jsonl(path, contract(x=SERIES)).columns["x"]
+    x = read_jsonl(path, contract(x=SERIES), Faults()).columns["x"]
     np.testing.assert_array_equal(x, [[[60], [np.nan]], [[np.nan], [np.nan]]])
 
 
 @pytest.mark.parametrize("x", ["[[5, 6]]", "[[[5], [6]]]"])
 def test_lists_become_pictures_of_one_channel(tmp_path: Path, x: str) -> None:
     path = write(tmp_path, f'{{"age": 1, "x": {x}}}\n')
-    assert read_jsonl(path, contract(x=IMAGE)).columns["x"].tolist() == [[[[5], [6]]]]
+    assert read_jsonl(path, contract(x=IMAGE), Faults()).columns["x"].tolist() == [[[[5], [6]]]]
 
 
 @pytest.mark.parametrize("x", ["[[77]]", '[[77], ["seventy"]]', "[[77], 77]", "77", "{}"])

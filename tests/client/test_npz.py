@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from client.data import ceiling
+from client.data.faults import Faults
 from client.data.npz import read_npz
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data
@@ -39,7 +40,7 @@ def write_member(folder: Path, header: dict[str, object], content: bytes) -> Pat
 
 def refusal(path: Path, data: Data) -> str:
     with pytest.raises(DataError) as caught:
-        list(read_npz(path, data))
+        list(read_npz(path, data, Faults()))
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -49,7 +50,7 @@ def refusal(path: Path, data: Data) -> str:
 def test_columns_are_arrays_or_columns_of_arrays(tmp_path: Path) -> None:
     age = {"kind": "number", "low": 0, "high": 99, "array": "static", "index": 1}
     path = write(tmp_path, y=[[0], [1]], static=[[1.0, 63.0], [2.0, 64.0]])
-    (table,) = read_npz(path, contract(age=age))
+    (table,) = read_npz(path, contract(age=age), Faults())
     assert table.columns["y"].tolist() == [0, 1]
     assert table.columns["age"].tolist() == [63, 64]
 
@@ -57,19 +58,19 @@ def test_columns_are_arrays_or_columns_of_arrays(tmp_path: Path) -> None:
 def test_parts_are_tables_of_their_own(tmp_path: Path) -> None:
     data = contract(("train", "test"), y=Y | {"array": "{part}_y"})
     path = write(tmp_path, train_y=[0, 1], test_y=[1])
-    first, second = read_npz(path, data)
+    first, second = read_npz(path, data, Faults())
     assert (first.length, second.length) == (2, 1)
     assert second.public == {"part": "test"}
     assert second.place(0) == f"{path}: part 'test', row 1"
 
 
 def test_texts_are_stripped_and_marked(tmp_path: Path) -> None:
-    (table,) = read_npz(write(tmp_path, y=[" 1 ", ""]), contract())
+    (table,) = read_npz(write(tmp_path, y=[" 1 ", ""]), contract(), Faults())
     assert table.columns["y"].tolist() == ["1", None]
 
 
 def test_bytes_are_texts(tmp_path: Path) -> None:
-    (table,) = read_npz(write(tmp_path, y=np.array([b"1", b"0"])), contract())
+    (table,) = read_npz(write(tmp_path, y=np.array([b"1", b"0"])), contract(), Faults())
     assert table.columns["y"].tolist() == ["1", "0"]
 
 
@@ -114,7 +115,7 @@ def test_declared_sizes_above_the_ceiling_are_refused(
     monkeypatch.setattr(ceiling, "BYTES_MAX", 1 << 16)
     assert "at most 65,536 bytes" in refusal(path, contract())
     monkeypatch.setattr(ceiling, "BYTES_MAX", 1 << 20)  # arrays that nobody names do not count
-    assert len(list(read_npz(path, contract()))) == 1
+    assert len(list(read_npz(path, contract(), Faults()))) == 1
 
 
 def test_arrays_together_stay_below_the_ceiling(
@@ -160,7 +161,7 @@ def test_every_broken_byte_is_refused_or_harmless(tmp_path: Path) -> None:
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            (table,) = read_npz(path, contract())
+            (table,) = read_npz(path, contract(), Faults())
         except DataError:
             continue
         assert table.columns["y"].tolist() == [0, 1] * 50
@@ -168,9 +169,9 @@ def test_every_broken_byte_is_refused_or_harmless(tmp_path: Path) -> None:
 
 def test_parts_without_arrays_of_parts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="part"):
-        list(read_npz(write(tmp_path, y=[1]), contract(("train", "test"))))
+        list(read_npz(write(tmp_path, y=[1]), contract(("train", "test")), Faults()))
 
 
 def test_arrays_of_parts_without_parts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"data\.parts"):
-        list(read_npz(write(tmp_path, y=[1]), contract(y=Y | {"array": "{part}_y"})))
+        list(read_npz(write(tmp_path, y=[1]), contract(y=Y | {"array": "{part}_y"}), Faults()))

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from client.data import ceiling
+from client.data.faults import Faults
 from client.data.png import read_png
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data
@@ -36,7 +37,7 @@ def grey(value: int = 9, dtype: str = "u1") -> np.ndarray:  # type: ignore[type-
 
 def refusal(root: Path, data: Data) -> str:
     with pytest.raises(DataError) as caught:
-        read_png(root, data)
+        read_png(root, data, Faults())
     message = str(caught.value)
     assert str(root) in message
     assert "\n" not in message
@@ -49,7 +50,7 @@ def test_folders_are_classes_in_the_order_of_names(tmp_path: Path) -> None:
     path = write(tmp_path / "healthy" / "c.png", grey(3))
     (tmp_path / "ill" / "notes.txt").write_text("left")
     (tmp_path / ".cache").mkdir()
-    table = read_png(tmp_path, contract())
+    table = read_png(tmp_path, contract(), Faults())
     assert table.columns["y"].tolist() == ["healthy", "ill", "ill"]
     assert table.columns["x"][:, 0, 0, 0].tolist() == [3, 1, 2]
     assert table.place(0) == str(path)
@@ -59,12 +60,12 @@ def test_folders_are_classes_in_the_order_of_names(tmp_path: Path) -> None:
 def test_colours_keep_their_order(tmp_path: Path, channels: int) -> None:
     pixels = np.arange(6 * channels, dtype=np.uint8).reshape(2, 3, channels)
     write(tmp_path / "ill" / "a.png", pixels)
-    assert (read_png(tmp_path, contract(channels)).columns["x"][0] == pixels).all()
+    assert (read_png(tmp_path, contract(channels), Faults()).columns["x"][0] == pixels).all()
 
 
 def test_sixteen_bits_are_read_where_the_range_has_them(tmp_path: Path) -> None:
     write(tmp_path / "ill" / "a.png", grey(60_000, "u2"))
-    assert read_png(tmp_path, contract(high=65_535)).columns["x"].max() == 60_000
+    assert read_png(tmp_path, contract(high=65_535), Faults()).columns["x"].max() == 60_000
     assert "expected mode L" in refusal(tmp_path, contract())
 
 
@@ -129,4 +130,4 @@ def test_too_many_pictures_are_refused_before_they_are_read(
 @pytest.mark.parametrize("columns", [{"age": {"kind": "number", "low": 0, "high": 1}}, {"x": Y}])
 def test_other_columns_are_a_fault_of_the_study(tmp_path: Path, columns: dict[str, object]) -> None:
     with pytest.raises(StudyError, match="one image and the target"):
-        read_png(tmp_path, contract(**columns))  # type: ignore[arg-type]
+        read_png(tmp_path, contract(**columns), Faults())  # type: ignore[arg-type]

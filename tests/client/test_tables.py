@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data import ceiling
+from client.data.faults import Faults
 from client.data.tables import read_table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data
@@ -28,7 +29,7 @@ def write(folder: Path, text: str | bytes, name: str = "ward.csv") -> Path:
 
 def refusal(path: Path, data: Data) -> str:
     with pytest.raises(DataError) as caught:
-        read_table(path, data, ",")
+        read_table(path, data, ",", Faults())
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -36,48 +37,48 @@ def refusal(path: Path, data: Data) -> str:
 
 
 def test_columns_are_found_by_name_and_others_left(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path, "note, ward ,age\nfine,7, 63 \n"), contract(), ",")
+    table = read_table(write(tmp_path, "note, ward ,age\nfine,7, 63 \n"), contract(), ",", Faults())
     assert table.columns["age"].tolist() == ["63"]
     assert table.columns["note"].tolist() == ["fine"]
     assert "ward" not in table.columns
 
 
 def test_without_a_header_columns_come_in_the_order_of_the_study(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path, "63,fine\n"), contract(header=False), ",")
+    table = read_table(write(tmp_path, "63,fine\n"), contract(header=False), ",", Faults())
     assert table.columns["age"].tolist() == ["63"]
 
 
 def test_tabs_separate_the_cells_of_tsv(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path, "age\tnote\n63\ta, b\n"), contract(), "\t")
+    table = read_table(write(tmp_path, "age\tnote\n63\ta, b\n"), contract(), "\t", Faults())
     assert table.columns["note"].tolist() == ["a, b"]
 
 
 def test_quotes_hold_separators_and_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
     path = write(tmp_path, b'\xef\xbb\xbfage,note\n63, "a, ""b"""\n')
-    assert read_table(path, contract(), ",").columns["note"].tolist() == ['a, "b"']
+    assert read_table(path, contract(), ",", Faults()).columns["note"].tolist() == ['a, "b"']
 
 
 def test_marks_of_the_study_are_missing_values_and_others_are_not(tmp_path: Path) -> None:
     path = write(tmp_path, "age,note\n?, -9\n,x\n")
-    table = read_table(path, contract(missing=["?", "-9"]), ",")
+    table = read_table(path, contract(missing=["?", "-9"]), ",", Faults())
     assert table.columns["age"].tolist() == [None, ""]
     assert table.columns["note"].tolist() == [None, "x"]
 
 
 def test_rows_are_counted_as_an_editor_counts_lines(tmp_path: Path) -> None:
     path = write(tmp_path, 'age,note\n\n1,"two\nlines"\n   \n2,b\n')
-    table = read_table(path, contract(), ",")
+    table = read_table(path, contract(), ",", Faults())
     assert [table.place(row) for row in range(2)] == [f"{path}: row 3", f"{path}: row 6"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_every_line_end_is_understood(tmp_path: Path, end: str) -> None:
-    table = read_table(write(tmp_path, f"age,note{end}1,a{end}2,b{end}"), contract(), ",")
+    table = read_table(write(tmp_path, f"age,note{end}1,a{end}2,b{end}"), contract(), ",", Faults())
     assert table.columns["age"].tolist() == ["1", "2"]
 
 
 def test_a_header_alone_is_no_records(tmp_path: Path) -> None:
-    assert read_table(write(tmp_path, "age,note\n"), contract(), ",").length == 0
+    assert read_table(write(tmp_path, "age,note\n"), contract(), ",", Faults()).length == 0
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -134,7 +135,7 @@ def test_a_table_of_too_many_cells_is_refused(
 ) -> None:
     monkeypatch.setattr(ceiling, "CELLS_MAX", 4)
     path = write(tmp_path, "age,note\n1,a\n2,b\n")
-    assert read_table(path, contract(), ",").length == 2
+    assert read_table(path, contract(), ",", Faults()).length == 2
     path = write(tmp_path, "age,note\n1,a\n2,b\n3,c\n")
     assert "at most 4 cells" in refusal(path, contract())
 
@@ -147,7 +148,7 @@ def test_a_series_does_not_fit_into_a_cell(tmp_path: Path) -> None:
     series = {"kind": "series", "steps": 2, "variables": {"hr": {"low": 0, "high": 1}}}
     data = contract(columns={"age": COLUMNS["age"], "ward": series})
     with pytest.raises(StudyError, match=r"data\.columns\.ward"):
-        read_table(write(tmp_path, "age,ward\n1,2\n"), data, ",")
+        read_table(write(tmp_path, "age,ward\n1,2\n"), data, ",", Faults())
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8)
@@ -160,6 +161,6 @@ def test_cells_come_back_as_a_writer_quoted_them(
     path = tmp_path_factory.mktemp("table") / "ward.csv"
     lines = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     path.write_bytes("\n".join(["age,note", *lines]).encode())
-    table = read_table(path, contract(), ",")
+    table = read_table(path, contract(), ",", Faults())
     found = zip(table.columns["age"], table.columns["note"], strict=True)
     assert list(found) == [tuple(cell.strip() or None for cell in row) for row in rows]

@@ -467,3 +467,21 @@ def test_what_is_not_known_of_a_bare_parameter_has_no_rule(model: nn.Module) -> 
 
     with pytest.raises(UncoveredError, match="a parameter of no layer"):
         try_two_sizes()
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 5])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (2, 1), (3, 1), (3, 3), (5, 2)])
+@pytest.mark.parametrize("width", [1, 2, 4, 11])
+def test_lines_share_their_padding_only_where_it_is_wide_enough(
+    width: int, kernel: int, dilation: int, pad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take("narrow", monkeypatch)
+    if width + 2 * pad < dilation * (kernel - 1) + 1:
+        pytest.skip("the kernel is wider than the padded line")
+    model = nn.Conv2d(2, 4, (2, kernel), padding=(1, pad), dilation=(1, dilation), groups=2)
+    x = torch.randn(3, 2, 4, width)
+    y = torch.randn_like(model(x))
+    layers = BookkeepingCopy(model).run(x, lambda outputs: squared_error(outputs, y).sum())
+    expected = norms(naive_gradients(model, x, y))
+    squares = torch.stack([layer.rule.norms_squared().double() for layer in layers]).sum(0)
+    assert torch.allclose(squares.sqrt(), expected, rtol=1e-5)

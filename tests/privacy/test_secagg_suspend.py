@@ -137,7 +137,7 @@ def test_every_flipped_byte_of_a_suspended_attempt_is_refused(made: Attempt, par
             resumed(*((bytes(wrong), words) if part == "head" else (head, bytes(wrong))))
 
 
-@pytest.mark.parametrize("size", [0, 31, 32, 63, 64, 88, 89, 200])
+@pytest.mark.parametrize("size", [0, 31, 32, 56, 57, 63, 64, 88, 89, 200])
 def test_a_suspended_attempt_that_was_cut_is_refused(made: Attempt, size: int) -> None:
     head, words = packed(made.parts)
     with pytest.raises(ProtocolError):
@@ -145,6 +145,11 @@ def test_a_suspended_attempt_that_was_cut_is_refused(made: Attempt, size: int) -
     body = head[32:][:size]  # its digest fits
     with pytest.raises(ProtocolError):
         resumed(hashlib.sha256(body).digest() + body, words)
+
+
+def test_an_attempt_without_parts_is_none() -> None:
+    with pytest.raises(ProtocolError, match="a header of 32 bytes, got 0"):
+        resumed(*packed([b"", b"", b"", b""]))
 
 
 def signed_by(identity: keys.Identity, kind: Any, data: bytes, **head: Any) -> bytes:

@@ -1,0 +1,162 @@
+"""The proof of what a site did: its log, verified, and what left the building under which approval.
+
+It changes nothing and asks nobody. Whoever else has signed the log's end is compared with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from client import folder as names
+from client.journal import Journal, Note, ledger_ends
+from privacy import identity as identities
+from privacy.chain import Row
+from privacy.errors import DataError, PrivacyError
+from privacy.heads import Head, Heads, SignedHead
+from privacy.ledger import Ledger
+from shared_models.fingerprint import fingerprint
+
+DECISIONS = ("enrol", "policy", "roster", "approve", "leave", "ended")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A log that holds.
+
+    Attributes:
+        notes: all rows.
+        head: the end of the chain.
+        signed: what the coordinator has signed of this log: the end that it has seen last.
+        peers: how many rows of other hospitals' logs were seen here, by their six words.
+        debits: rows of the ledger, whose end the log names with every message.
+    """
+
+    notes: tuple[Note, ...]
+    head: Head
+    signed: Head | None
+    peers: dict[str, int]
+    debits: int
+
+    @property
+    def sent(self) -> tuple[Note, ...]:
+        """The messages that left."""
+        return tuple(note for note in self.notes if note.kind == "sent")
+
+    def document(self) -> dict[str, object]:
+        """Return it for machines."""
+        return {
+            "rows": self.head.rows,
+            "head": self.head.digest,
+            "signed_rows": None if self.signed is None else self.signed.rows,
+            "peers": self.peers,
+            "ledger_rows": self.debits,
+            "bytes_sent": _bytes(self.sent),
+            "notes": [
+                {"row": one.number, "time": one.time, "kind": one.kind, **one.facts}
+                for one in self.notes
+            ],
+        }
+
+
+def read_audit(folder: Path) -> Audit:
+    """Verify the log and the ledger of a site's folder, and return what they say.
+
+    Raises:
+        DataError: there is no log.
+        PrivacyError: the first wrong row is named: changed, removed, or shorter than what others
+            have signed; or the ledger does not go through an end that the log names.
+    """
+    path = folder / names.JOURNAL
+    if not path.exists():
+        raise DataError(
+            f"{folder}: expected the folder of a site, found no log in it",
+            "`fedward-site enrol` begins one",
+        )
+    own = identities.load(folder / names.IDENTITY).public
+    heads: list[SignedHead] = []
+    if (folder / names.LOGS).exists():
+        with Heads(folder / names.LOGS) as file:
+            heads = file.all()
+    ends = [one.head for one in heads if one.owner == own]
+    with Journal(path) as journal:
+        head = journal.verify(*ends)
+        notes = tuple(journal.rows())
+    return Audit(
+        notes=notes,
+        head=head,
+        signed=max(ends, default=None),
+        peers={
+            fingerprint(one.owner): one.head.rows
+            for one in heads
+            if one.owner != own and one.signer == one.owner
+        },
+        debits=len(_ledger(folder, notes)),
+    )
+
+
+def _ledger(folder: Path, notes: Sequence[Note]) -> list[Row]:
+    """Return the ledger's rows, once they go through every end that the log names."""
+    ends = ledger_ends(notes)
+    if not (folder / names.LEDGER).exists():
+        if ends:
+            raise PrivacyError(
+                f"{folder / names.LEDGER}: expected the ledger that the log names, found none"
+            )
+        return []
+    with Ledger(folder / names.LEDGER) as ledger:
+        ledger.verify(*ends)
+        return ledger.rows()
+
+
+def show_audit(audit: Audit, console: Console, words: Console) -> None:
+    """Print decisions and messages, and the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("row", "when (UTC)", "what", "bytes", "under approval of plan"):
+        table.add_column(title, justify="right" if title in ("row", "bytes") else "left")
+    for note in audit.notes:
+        facts = note.facts
+        sent = note.kind == "sent"
+        what = f"sent: {facts['message']}" if sent else _decision(note)
+        size = f"{int(str(facts['bytes'])):,}" if sent else ""
+        plan = str(facts.get("approval", facts.get("plan", "")))
+        when = note.time.removesuffix("+00:00").replace("T", " ")
+        table.add_row(str(note.number), when, Text(what), size, plan[:16])
+    console.print(table)
+    lines = [
+        f"{len(audit.sent)} messages left, {_bytes(audit.sent):,} bytes in all; and, every quarter "
+        "of a minute while at work, a signed question for news with the end of this log.",
+        f"The log holds: {audit.head.rows} rows, end {audit.head.digest}.",
+        f"The ledger holds, and goes through every end that the log names: {audit.debits} rows.",
+    ]
+    if audit.signed is None:
+        lines.append("Nobody has signed an end of this log yet.")
+    else:
+        lines.append(f"The coordinator has signed it up to row {audit.signed.rows}.")
+    for line in lines:
+        words.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _decision(note: Note) -> str:
+    facts = note.facts
+    if note.kind == "refused":
+        return f"refused: {facts['message']} (code {facts['code']})"
+    if note.kind == "approve":
+        names_ = facts["confirmed"]
+        said = ", ".join(names_) if isinstance(names_, list) and names_ else "nobody"
+        return f"approved; confirmed: {said}"
+    if note.kind == "roster":
+        revoked = facts["revoked"]
+        out = f", without {', '.join(revoked)}" if isinstance(revoked, list) and revoked else ""
+        return f"roster version {facts['version']}{out}"
+    if note.kind == "ended":
+        return f"the study ended: {facts['reason']}"
+    return {"enrol": "enrolled", "policy": "policy in force", "leave": "left"}[note.kind]
+
+
+def _bytes(notes: Sequence[Note]) -> int:
+    return sum(int(str(note.facts["bytes"])) for note in notes)

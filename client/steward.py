@@ -1,0 +1,83 @@
+"""Who approves: a person who is shown the packet and asked, or what was typed beforehand.
+
+It keeps nothing and tells nobody; `client.consent` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from rich.console import Console
+
+from client.packet import Packet, show
+from privacy.errors import DataError, PrivacyError
+
+EVERYBODY = "all"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A person at a terminal."""
+
+    console: Console  # of stderr
+
+    def decide(self, packet: Packet, changes: Sequence[str], peers: Sequence[str]) -> set[str]:
+        """Show the packet and ask; as `client.consent.Steward`."""
+        show(packet, self.console)
+        if changes:
+            self._say(f"Approved before, and changed since: {', '.join(changes)}.")
+        if not self.console.is_terminal:
+            raise PrivacyError(
+                "expected an approval, and there is nobody to ask; nothing was approved",
+                f"fedward-site start --approve {packet.digest} --confirmed all, once the "
+                "fingerprints were compared",
+            )
+        self._say(
+            "Call each hospital, or meet its steward, and compare the six words above. "
+            f"At most {packet.answers.unconfirmed} may stay unconfirmed."
+        )
+        words = {one.name: one.words for one in packet.hospitals}
+        confirmed = {
+            name
+            for name in peers
+            if click.confirm(f"Compared with {name}: {words[name]}?", default=False, err=True)
+        }
+        if not click.confirm(f"Approve plan {packet.digest}?", default=False, err=True):
+            raise PrivacyError("not approved; nothing was sent", "`fedward-site start` asks again")
+        return confirmed
+
+    def _say(self, words: str) -> None:
+        self.console.print(words, markup=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What was given on the command line.
+
+    Attributes:
+        digest: of the plan that is approved, in hexadecimal.
+        confirmed: names with commas between them, or "all".
+    """
+
+    digest: str
+    confirmed: str
+
+    def decide(self, packet: Packet, changes: Sequence[str], peers: Sequence[str]) -> set[str]:
+        """Compare with the packet; as `client.consent.Steward`."""
+        del changes
+        if packet.digest != self.digest:
+            raise PrivacyError(
+                f"--approve: expected the plan {packet.digest}, got another; nothing was approved",
+                "`fedward-site inspect` shows what there is to approve",
+            )
+        if self.confirmed == EVERYBODY:
+            return set(peers)
+        named = {name.strip() for name in self.confirmed.split(",") if name.strip()}
+        strangers = sorted(named - set(peers))
+        if strangers:
+            raise DataError(
+                f"--confirmed: expected names of the other hospitals, got {strangers[0]!a}; "
+                "nothing was approved",
+                f"they are {', '.join(peers)}",
+            )
+        return named
