@@ -25,9 +25,8 @@ from privacy.roster import Plan
 from shared_models.durable import write_durably
 from shared_models.letters import News
 from shared_models.plan import make_plan, plan_document
-from shared_models.registry import build_network
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile, accept, read_roster, roster_bytes
-from shared_models.study import Study
 
 ASK_S = 2.0  # between two questions while the roster is open
 ROUGH_S = 15.0  # between two attempts to reach a coordinator that is not there
@@ -57,11 +56,6 @@ class Agreed:
     plan: Plan
     parameters: int
     approval: Approval
-
-
-def parameters_of(study: Study) -> int:
-    """Return P of the study's network."""
-    return sum(p.numel() for p in build_network(study).parameters())
 
 
 def plan_of(member: Member, roster: RosterFile, parameters: int) -> Plan:
@@ -96,7 +90,7 @@ def agree(
         ProtocolError: the roster is not the coordinator's, or older than the one that is held.
     """
     roster = hold(member, sealed(post, tell, wait))
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     plan = plan_of(member, roster, parameters)
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
     if given is None or not approvals.holds(given, plan.digest.hex(), roster):
@@ -111,7 +105,7 @@ def packet_of(
 ) -> Packet:
     """Return the packet of a plan; errors as `client.packet.make_packet`."""
     first = bytes.fromhex(member.membership.first_model)
-    parameters = parameters_of(member.study)
+    parameters = count_parameters(member.study)
     return make_packet(
         member.study,
         roster,

@@ -12,7 +12,7 @@ from rich.console import Console
 from client import approval as approvals
 from client import folder as names
 from client.approval import Approval
-from client.consent import held, packet_of, parameters_of, plan_of
+from client.consent import held, packet_of, plan_of
 from client.membership import Member, load
 from client.packet import Packet, show
 from client.policy import load_policy
@@ -21,6 +21,7 @@ from privacy import identity as identities
 from privacy.errors import AbsentError
 from privacy.keys import Identity
 from privacy.ledger import Ledger
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile, read_roster
 
 
@@ -48,7 +49,7 @@ def look(folder: Path) -> Inspection:
     member = load(folder)
     identity = identities.load(folder / names.IDENTITY)
     roster = held(folder) or _asked(member, identity)
-    plan = plan_of(member, roster, parameters_of(member.study))
+    plan = plan_of(member, roster, count_parameters(member.study))
     with Ledger(folder / names.LEDGER) as ledger:
         packet = packet_of(member, load_policy(folder / names.POLICY), roster, plan, ledger)
     given = approvals.load(folder / names.APPROVAL, identity.public)

@@ -6,7 +6,7 @@ No record is read and no study is moved: one signed letter with made numbers goe
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -42,12 +42,11 @@ def line_checks(member: Member, identity: Identity) -> Iterator[Finding]:
         return
     yield _proxy(address, proxy)
     host, port = (proxy.host, proxy.port) if proxy else (address.host, address.port)
-    for place, one in enumerate(
-        (
-            lambda: found("name", NAME_S, lambda: _name(host, port)),
-            lambda: found("port", CONNECT_S + NAME_S, lambda: _port(host, port, address)),
-        )
-    ):
+    checks: tuple[Callable[[], Finding], ...] = (
+        lambda: found("name", NAME_S, lambda: _name(host, port)),
+        lambda: found("port", CONNECT_S + NAME_S, lambda: _port(host, port, address)),
+    )
+    for place, one in enumerate(checks):
         finding = one()
         yield finding
         if finding.verdict == "failed":

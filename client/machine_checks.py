@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 
-import torch
-
 from client import approval
 from client import folder as names
 from client.budget import verified_rows
@@ -31,7 +29,7 @@ from privacy.accounting import Event
 from privacy.errors import DataError
 from privacy.keys import Identity
 from shared_models.plan import code_digest, count_values
-from shared_models.registry import build_network
+from shared_models.registry import count_parameters
 from shared_models.strategies import moment_names
 from shared_models.study import Study
 
@@ -93,12 +91,6 @@ def state_bytes_of(study: Study, parameters: int) -> int:
     aggregation = study.aggregation
     vectors = 1 + len(moment_names(aggregation)) + (aggregation.average_last > 0)
     return 8 * parameters * vectors
-
-
-def count_parameters(study: Study) -> int:
-    """Return P of the study's network, without making it."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_network(study).parameters())
 
 
 def _modes(folder: Path) -> Finding:

@@ -1,4 +1,4 @@
-"""A masked sum in memory with two made peers: the protocol as it is installed here, on made vectors.
+"""A masked sum in memory with two made peers: the protocol as it is installed, on made vectors.
 
 No key of the site, no record and no network is used.
 """
@@ -6,6 +6,7 @@ No key of the site, no record and no network is used.
 import os
 
 import numpy as np
+import numpy.typing as npt
 
 from privacy import keys, secagg_server, secagg_setup, secagg_site
 from privacy.encoding import RingBits
@@ -62,14 +63,14 @@ def rehearse(ring_bits: RingBits) -> None:
     revealed = [secagg_site.reveal(phase, asked) for phase, _ in agreed]
     opened = secagg_server.open_sum(settled, enumerate(data for _, data in revealed))
     result = secagg_server.write_result(opened, model)
-    for phase, _ in revealed:
-        sums = secagg_site.check(phase, result)
+    for last, _ in revealed:
+        sums = secagg_site.check(last, result)
         plain = values.sum(axis=0), lanes.sum(axis=0)
         if not (np.array_equal(sums.values, plain[0]) and np.array_equal(sums.lanes, plain[1])):
             raise ProtocolError("expected the sum of three made vectors, got another")
 
 
-def _vectors(ring_bits: RingBits) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _vectors(ring_bits: RingBits) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return (3, d) values and (3, L) lanes whose sums stay in the ring."""
     draw = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     bound = ((1 << (ring_bits - 1)) - 1) // SITES

@@ -1,4 +1,4 @@
-"""Words on a person's screen as they are: what a terminal would obey instead of show is written out.
+"""Words on a screen as they are: what a terminal would obey instead of show is written out.
 
 It lays nothing out.
 """

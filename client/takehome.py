@@ -6,7 +6,6 @@ Written again from the same files it is the same bytes. It asks nobody and reads
 from pathlib import Path
 
 from client import folder as names
-from client.consent import parameters_of
 from client.lineage import Known
 from client.membership import Member
 from privacy.errors import DataError
@@ -18,6 +17,7 @@ from shared_models.durable import write_durably
 from shared_models.guarantee import cost, guarantee, unknown_noise
 from shared_models.model_file import DESCRIPTION, MODEL, description, json_bytes, model_bytes
 from shared_models.notice import Notice
+from shared_models.registry import count_parameters
 from shared_models.roster_file import RosterFile
 from shared_models.steps import site_encoding
 from shared_models.strategies import read_state
@@ -49,7 +49,7 @@ def take_home(
         ProtocolError: the state is none of this network.
     """
     own = known is not None and known.computed and known.digest.hex() == notice.model
-    final = read_state(state, parameters_of(member.study))
+    final = read_state(state, count_parameters(member.study))
     promise = _promise(member, plan)
     folder = member.folder / names.MODEL
     study = member.study

@@ -52,3 +52,9 @@ def build_network(study: Study, seed: int = 0) -> nn.Module:
         # The CPU generator alone: torch.manual_seed would reseed accelerators too, for good.
         torch.default_generator.manual_seed(seed)
         return NETWORKS[study.model.name](study.model, spec, outputs(study))
+
+
+def count_parameters(study: Study) -> int:
+    """Return P of the study's network, without making it. Errors: as `build_network`."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(study).parameters())
