@@ -25,6 +25,10 @@ SILENCE_S = 30  # longest wait for the next bytes; a pull waits 20 s for its fir
 PIECE = 1 << 18
 
 
+class UntrustedError(AbsentError):
+    """Something answered, and not with a certificate of the pinned authority."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the server is, and how to know it.
@@ -75,7 +79,7 @@ class Channel:
             DataError: the pinned authority is no certificate, or the proxy no address of one.
         """
         self._address, self._body_max = address, body_max
-        self._proxy = _proxy(address)
+        self._proxy = proxy_of(address)
         try:
             self._tls = tls or site_context(address.authority)
         except ValueError as error:
@@ -97,7 +101,8 @@ class Channel:
             limit_s: all of it takes no longer.
 
         Raises:
-            AbsentError: no reply: network, time or certificate; one line says which.
+            AbsentError: no reply: network or time, and `UntrustedError` for a certificate; one line
+                says which.
         """
         over = threading.Event()
         timer = threading.Timer(limit_s, self._expire, (over,))
@@ -184,7 +189,7 @@ class Channel:
         where = f"{self._address.host}:{self._address.port}"
         if isinstance(error, ssl.SSLCertVerificationError):
             words, hint = _CERTIFICATE.get(error.verify_code, _NOT_SIGNED)
-            return AbsentError(f"{where}: the server's certificate {words}", hint)
+            return UntrustedError(f"{where}: the server's certificate {words}", hint)
         if over or isinstance(error, TimeoutError):
             return AbsentError(f"{where}: no answer in time")
         if isinstance(error, socket.gaierror):
@@ -200,14 +205,20 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class _Proxy:
+class Proxy:
+    """What stands between, and is asked to CONNECT; its headers may hold a password."""
+
     host: str
     port: int
     headers: Mapping[str, str] = field(repr=False)
 
 
-def _proxy(address: Address) -> _Proxy | None:
-    """Return the proxy that stands between, after the address and then the environment."""
+def proxy_of(address: Address) -> Proxy | None:
+    """Return the proxy that stands between, after the address and then the environment.
+
+    Raises:
+        DataError: it is no address of a proxy.
+    """
     url = address.proxy
     if url is None and not (
         _is_loopback(address.host) or urllib.request.proxy_bypass(f"{address.host}:{address.port}")
@@ -229,7 +240,7 @@ def _proxy(address: Address) -> _Proxy | None:
     if parts.username is not None:  # RFC 7617
         user, word = (urllib.parse.unquote(x or "") for x in (parts.username, parts.password))
         headers["Proxy-Authorization"] = "Basic " + b64encode(f"{user}:{word}".encode()).decode()
-    return _Proxy(parts.hostname, port, headers)
+    return Proxy(parts.hostname, port, headers)
 
 
 def _is_loopback(host: str) -> bool:

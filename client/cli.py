@@ -70,6 +70,7 @@ def start(
         from client.watching import watching
 
         console = _console()
+        _ready(folder, console)
         steward = (
             Asked(console) if approve is None or confirmed is None else Typed(approve, confirmed)
         )
@@ -165,6 +166,63 @@ def policy(folder: Dir = Path(), json_: Json = False) -> None:
             _print(found.document())
             return
         show_in_force(found, Console(), Console(stderr=True))
+
+
+@app.command()
+def doctor(folder: Dir = Path(), json_: Json = False) -> None:
+    """Look at everything that can keep this site from working, and say what to do."""
+    with program.errors(PROGRAM):
+        from dataclasses import asdict
+
+        from rich.console import Console
+
+        from client.doctor import examine, exit_code, show_finding
+
+        findings = []
+        for finding in examine(folder):
+            findings.append(finding)
+            if not json_:
+                show_finding(finding, Console())
+        if json_:
+            _print([asdict(finding) for finding in findings])
+        code = exit_code(findings)
+        if code:
+            raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder taken home.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="File or folder of records.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV. [stdout]")] = None,
+    json_: Json = False,
+) -> None:
+    """Use a model on local records: one line a record, and figures where the answer is known."""
+    with program.errors(PROGRAM):
+        from client.predict import predict as ask
+        from client.predict import show_figures, write_predictions
+
+        found = ask(model, data)
+        if json_:
+            _print(found.document())
+        else:
+            write_predictions(found, out)
+        show_figures(found, _console())
+
+
+def _ready(folder: Path, console: "Console") -> None:
+    """Show what the doctor finds wrong; a server that is away is waited for afterwards."""
+    from client.doctor import examine, show_finding
+
+    bad = [finding for finding in examine(folder) if finding.verdict != "ok"]
+    for finding in bad:
+        show_finding(finding, console)
+    here = [one.name for one in bad if one.verdict == "failed" and not one.absent]
+    if here:
+        raise DataError(
+            f"expected a site that can work, found {', '.join(here)} failed; nothing was begun",
+            "do what is said above, and `fedward-site doctor` looks again",
+        )
 
 
 def _console() -> "Console":

@@ -19,6 +19,7 @@ from client.charge import Balance, Charge, balance, study_charge
 from client.columns import Column, columns_of
 from client.packet_words import Rows, parts
 from client.policy import Policy, check
+from client.screen import plain
 from privacy.errors import PrivacyError
 from privacy.ledger import Ledger
 from privacy.roster import Kind, Plan, colluders_max
@@ -235,7 +236,7 @@ def show(packet: Packet, console: Console) -> None:
     for part in parts(packet):
         console.print(Text(part.title.upper(), style="bold"), width=width)
         for block in part.blocks:
-            shown = _text(block) if isinstance(block, str) else _table(block)
+            shown = plain(block) if isinstance(block, str) else _table(block)
             console.print(Padding(shown, (0, 0, 1, 2)), width=width)
 
 
@@ -255,16 +256,8 @@ def _table(rows: Rows) -> Table:
             no_wrap=place in rows.whole,
         )
     for place, line in enumerate(rows.lines):
-        table.add_row(*map(_text, line), style="bold" if place in rows.marked else None)
+        table.add_row(*map(plain, line), style="bold" if place in rows.marked else None)
     return table
-
-
-def _text(words: str) -> Text:
-    """Return words as they are; what a terminal would obey instead of show is written out.
-
-    Names in a study are its author's: none of them may move the cursor or turn the reading around.
-    """
-    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in words))
 
 
 def _hospitals(roster: RosterFile, site: str) -> tuple[Hospital, ...]:

@@ -53,7 +53,7 @@ def encode(study: Study, table: Table) -> Records:
             public[name] = np.array([*column.values, ""])[indices[name]]  # missing: -1, the last
         elif isinstance(column, NumberColumn) and name not in data.inputs:
             numbered[name] = numbers(table, name, column, refuse_missing=name == data.target)
-    targets = _targets(data, indices, numbered)
+    targets = _targets(data, table, indices, numbered)
     inputs = _inputs(table, data, spec, indices)
     names = None if data.patient is None else texts(table, data.patient)
     kept = table.kept()  # from here on only they count: patients are numbered, records joined
@@ -86,8 +86,12 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
     return share * 2 - 1
 
 
-def _targets(data: Data, indices: dict[str, Ints], numbered: dict[str, Floats]) -> Ints | Floats32:
-    column = data.columns[data.target]
+def _targets(
+    data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
+) -> Ints | Floats32:
+    column = data.columns.get(data.target)
+    if column is None:  # a model is used where nobody knows the answer
+        return np.zeros(table.length, dtype=np.int64)
     if not isinstance(column, CategoryColumn):
         return numbered[data.target].astype(np.float32)
     if not data.positive:

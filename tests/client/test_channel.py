@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from client import channel as module
-from client.channel import Address, Channel, _proxy
+from client.channel import Address, Channel, proxy_of
 from privacy.errors import AbsentError, DataError
 from server.certificates import Certificates, issue
 from shared_models.transport import server_context
@@ -255,7 +255,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def found(host: str, proxy: str | None = None) -> tuple[str, int, str] | None:
-    made = _proxy(Address(host, 443, b"", proxy))
+    made = proxy_of(Address(host, 443, b"", proxy))
     return made and (made.host, made.port, made.headers.get("Proxy-Authorization", ""))
 
 
@@ -347,5 +347,5 @@ def test_a_proxy_that_refuses_is_told(server: Server, certificates: Certificates
 
 def test_no_key_is_in_the_words_of_an_address(tmp_path: Path) -> None:
     assert "secret" not in repr(Address("h", 1, b"secret")) + repr(
-        _proxy(Address("h", 1, b"", "http://u:secret@p:1"))
+        proxy_of(Address("h", 1, b"", "http://u:secret@p:1"))
     )

@@ -1,0 +1,85 @@
+"""One finding of the doctor, and checks that end in time, whatever they wait for.
+
+It checks nothing itself.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from client.channel import UntrustedError
+from privacy.errors import AbsentError, FedwardError
+
+Verdict = Literal["ok", "warning", "failed"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found.
+
+    Attributes:
+        name: of the check.
+        verdict: a warning does not keep the site from working.
+        text: what was found, in one line.
+        hint: what to do about it; empty when there is nothing to do.
+        absent: whether it failed because the server was not reached.
+    """
+
+    name: str
+    verdict: Verdict
+    text: str
+    hint: str = ""
+    absent: bool = False
+
+
+def found(name: str, limit_s: float, check: Callable[[], Finding]) -> Finding:
+    """Return the check's finding, or that it failed or did not end in time.
+
+    Args:
+        name: of the check.
+        limit_s: after which it is left alone.
+        check: an error of fedward that it raises is its finding.
+    """
+    try:
+        return within(limit_s, check)
+    except FedwardError as error:
+        return failed(name, error)
+    except TimeoutError:
+        hint = "look at what it waits for: a disk or a network that does not answer"
+        return Finding(name, "failed", f"no result within {limit_s:g} s", hint)
+
+
+def failed(name: str, error: FedwardError) -> Finding:
+    """Return the finding that an error is."""
+    absent = isinstance(error, AbsentError) and not isinstance(error, UntrustedError)
+    return Finding(name, "failed", str(error), error.hint, absent)
+
+
+def within(limit_s: float, work: Callable[[], T]) -> T:
+    """Return what ``work`` returns, or raise what it raises, within so many seconds.
+
+    Names are resolved, and files of a lost network disk are read, by calls that nothing ends. They
+    are left behind in a thread that does not keep the program from ending.
+
+    Raises:
+        TimeoutError: it has not ended.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again below, in the thread that asked
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="fedward-check", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise TimeoutError
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,199 @@
+"""A model taken home, used on local records: predictions, and figures where the answer is known.
+
+Records and predictions stay on this machine. It trains nothing and asks nobody.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from client.data.read import read_records
+from client.data.records import Records
+from privacy.errors import DataError, FedwardError
+from shared_models import wording
+from shared_models.durable import write_durably
+from shared_models.inputs import loss_kind
+from shared_models.metrics import Figure, exact_metrics
+from shared_models.model_file import DESCRIPTION, MODEL
+from shared_models.registry import build_network
+from shared_models.study import Study, parse_study
+from shared_models.tasks import predictions, target_range
+
+BATCH = 1024  # records at once
+DESCRIPTION_BYTES_MAX = 1 << 22
+_HINT = "a model is a folder with model.safetensors and model.json, as a study leaves them"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """N predictions.
+
+    Attributes:
+        study: of the model.
+        values: (N, C) probabilities, or (N,) numbers in the unit of the target.
+        figures: against the records' own answers; None where they have none.
+        why: why there are no figures.
+    """
+
+    study: Study
+    values: npt.NDArray[np.float64]
+    figures: Mapping[str, Figure] | None
+    why: str
+
+    def document(self) -> dict[str, object]:
+        """Return it for machines."""
+        figures = self.figures
+        return {
+            "study_digest": self.study.digest(),
+            "classes": list(self.study.data.classes),
+            "predictions": self.values.tolist(),
+            "metrics": figures and {name: asdict(one) for name, one in figures.items()},
+        }
+
+    def write(self, file: TextIO) -> None:
+        """Write one line a record, in the records' order: its number, the answer, the chances."""
+        lines = csv.writer(file, lineterminator="\n")
+        classes = self.study.data.classes
+        if not classes:
+            lines.writerow(["record", self.study.data.target])
+            lines.writerows([i, repr(one)] for i, one in enumerate(self.values.tolist(), 1))
+            return
+        lines.writerow(["record", self.study.data.target, *(f"p({name})" for name in classes)])
+        best = self.values.argmax(axis=1)
+        for number, row in enumerate(self.values.tolist(), 1):
+            lines.writerow([number, classes[best[number - 1]], *(f"{one:.6f}" for one in row)])
+
+
+def predict(model: Path, data: Path) -> Predicted:
+    """Return what a model says of records.
+
+    Args:
+        model: the folder, or its model.safetensors.
+        data: a file or folder of records that keep the study's contract; the target may be absent.
+
+    Raises:
+        DataError: the model is none, or is damaged; a record breaks the contract.
+    """
+    study, network = load_model(model)
+    records, why = _read(study, data)
+    values = _forward(study, network, records)
+    figures = None
+    if not why:
+        kind = loss_kind(study.data)
+        figures = exact_metrics(kind, study.data.classes, records.targets, values)
+    return Predicted(study, values, figures, why)
+
+
+def load_model(path: Path) -> tuple[Study, torch.nn.Module]:
+    """Return the study of a model, and its network with the weights.
+
+    Raises:
+        DataError: it is no such folder, or the two files do not belong together.
+    """
+    folder = path.parent if path.name == MODEL else path
+    try:
+        with (folder / DESCRIPTION).open("rb") as file:
+            text = file.read(DESCRIPTION_BYTES_MAX + 1)
+        document: Any = json.loads(text) if len(text) <= DESCRIPTION_BYTES_MAX else None
+        study = parse_study(document["study"], str(folder / DESCRIPTION))
+        digest = document["study_digest"]
+        weights = (folder / MODEL).read_bytes()
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})", _HINT) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{folder / DESCRIPTION}: expected a model's, found another", _HINT) from (
+            error
+        )
+    network = build_network(study)
+    wanted = {name: tuple(one.shape) for name, one in network.named_parameters()}
+    try:
+        tensors = safetensors.numpy.load(weights)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{folder / MODEL}: expected safetensors, found others", _HINT) from error
+    found = {name: one.shape for name, one in tensors.items()}
+    fits = found == wanted and all(one.dtype == np.float32 for one in tensors.values())
+    if not fits or study.digest() != digest or _digest_of(weights) != digest:
+        raise DataError(
+            f"{folder}: expected weights of the model's study, found another's; nothing was read",
+            "sha256sum -c SHA256SUMS checks a bundle",
+        )
+    if not all(np.isfinite(one).all() for one in tensors.values()):
+        raise DataError(f"{folder / MODEL}: expected finite weights, found others")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(torch.from_numpy(tensors[name]))
+    return study, network.eval()
+
+
+def _digest_of(weights: bytes) -> str | None:
+    """Return the digest in the header, which safetensors has read already."""
+    length = int.from_bytes(weights[:8], "little")
+    header: Any = json.loads(weights[8 : 8 + length])
+    digest = header.get("__metadata__", {}).get("study_digest")
+    return digest if isinstance(digest, str) else None
+
+
+def _read(study: Study, data: Path) -> tuple[Records, str]:
+    """Return the records, and why their targets cannot be used; empty when they can."""
+    try:
+        return read_records(study, data), ""
+    except DataError as error:
+        why = error
+    columns = {name: one for name, one in study.data.columns.items() if name != study.data.target}
+    contract = study.data.model_copy(update={"columns": columns})
+    try:
+        records = read_records(study.model_copy(update={"data": contract}), data)
+    except FedwardError:
+        raise why from None
+    return records, str(why)
+
+
+def _forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:
+    inputs = torch.from_numpy(records.inputs)
+    with torch.no_grad():
+        pieces = [network(part) for part in torch.split(inputs, BATCH)]
+    return predictions(loss_kind(study.data), torch.cat(pieces), target_range(study.data))
+
+
+def write_predictions(found: Predicted, out: Path | None) -> None:
+    """Write the lines into a file, whole or not at all, or to stdout.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if out is None:
+        found.write(sys.stdout)
+        return
+    text = io.StringIO()
+    found.write(text)
+    try:
+        write_durably(out, text.getvalue().encode())
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def show_figures(found: Predicted, console: Console) -> None:
+    """Print how the answers compare with those of the records, or why they cannot be."""
+    if found.figures is None:
+        words = f"no figures, since the records' own answers cannot be read: {found.why}"
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table("metric", "value", "95 % interval", "records", box=box.SIMPLE_HEAD)
+    for name, one in found.figures.items():
+        limits = f"{wording.show(one.low)} to {wording.show(one.high)}"
+        table.add_row(wording.label(name), wording.show(one.value), limits, f"{one.n:,}")
+    console.print(table)
