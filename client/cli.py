@@ -211,10 +211,16 @@ def predict(
 
 
 def _ready(folder: Path, console: "Console") -> None:
-    """Show what the doctor finds wrong; a server that is away is waited for afterwards."""
-    from client.doctor import examine, show_finding
+    """Show what the doctor finds wrong on this machine, unless the site has left.
 
-    bad = [finding for finding in examine(folder) if finding.verdict != "ok"]
+    A server that is away is waited for afterwards, and what it answers to letters (the echo) is
+    met by the work itself: a study may have ended since, which is no fault.
+    """
+    from client.doctor import examine, show_finding
+    from client.membership import check_stays, load
+
+    check_stays(load(folder))
+    bad = [one for one in examine(folder) if one.verdict != "ok" and one.name != "echo"]
     for finding in bad:
         show_finding(finding, console)
     here = [one.name for one in bad if one.verdict == "failed" and not one.absent]
