@@ -13,7 +13,9 @@ from privacy.secagg_site import Attempt, Expected, Revealed, Sums, check
 from privacy.wire import read
 
 
-def replay(grouped: Grouped, start: bytes, acks: bytes, result: bytes, expected: Expected) -> Sums:
+def replay(
+    grouped: Grouped, start: bytes, acks: bytes, result: bytes | memoryview, expected: Expected
+) -> Sums:
     """Return the sum of a round of this run that the site took no part in.
 
     Args:

@@ -46,6 +46,7 @@ from privacy.wire import (
     Message,
     Records,
     Signed,
+    front_bytes,
     read,
     read_records,
     records,
@@ -143,7 +144,11 @@ class RunningSum:
         """
         self.formed = formed
         self._hashing = hashing
-        self.total = masking.zero_payload(formed.started.shape)
+        shape = formed.started.shape
+        # Summed where Result will be sent from, and opened there: a copy would cost an eighth.
+        front = front_bytes(Result)
+        self.message = np.zeros(front + shape.payload_bytes, dtype=np.uint8)
+        self.total = masking.read_payload(shape, self.message[front:].data)
         self.folded: set[int] = set()
         self.refused: dict[int, str] = {}
         self.closed = False
@@ -202,11 +207,15 @@ class Agreed:
 class Opened:
     """After message 11: the integer sums, and nothing else."""
 
-    started: Started
+    running: RunningSum
     survivors: tuple[int, ...]
-    payload: Payload
     payload_hash: bytes  # SHA-256, as Result will say it
     refused: Refused  # sites that gave a wrong share, among others
+
+    @property
+    def payload(self) -> Payload:
+        """The sum: tau, lanes and values."""
+        return self.running.total
 
     @property
     def values(self) -> npt.NDArray[np.int16] | npt.NDArray[np.int32]:
@@ -393,12 +402,15 @@ def open_sum(agreed: Agreed, replies: Replies) -> Opened:
     digest = hashlib.sha256()
     masking.add_streams(agreed.running.total, plus, minus, digest=digest)
     named = {**agreed.running.refused, **agreed.refused, **refused}
-    return Opened(started, agreed.survivors, agreed.running.total, digest.digest(), named)
+    return Opened(agreed.running, agreed.survivors, digest.digest(), named)
 
 
-def write_result(opened: Opened, next_model: bytes) -> bytes:
-    """Return Result for every member (12): the sums, their MAC and the next model's hash."""
-    started, words = opened.started, opened.payload.words
+def write_result(opened: Opened, next_model: bytes) -> memoryview:
+    """Return Result for every member (12): the sums, their MAC and the next model's hash.
+
+    It is made around the sums, so that can be done once, and neither can be changed any more.
+    """
+    started = opened.running.formed.started
     message = Result(
         started.header(Result.NUMBER),
         opened.survivors,
@@ -406,7 +418,11 @@ def write_result(opened: Opened, next_model: bytes) -> bytes:
         started.shape.payload_bytes,
         opened.payload_hash,
     )
-    return write(message, started.server.identity, words.data)
+    front = write(message, started.server.identity)
+    whole = opened.running.message
+    whole[: len(front)] = np.frombuffer(front, dtype=np.uint8)
+    whole.flags.writeable = opened.payload.words.flags.writeable = False
+    return whole.data
 
 
 def _collect(

@@ -300,7 +300,7 @@ def reveal(acknowledged: Acknowledged, data: bytes) -> tuple[Revealed, bytes]:
     return Revealed(attempt, acknowledged.survivors), write(message, site.identity)
 
 
-def check(revealed: Revealed, data: bytes) -> Sums:
+def check(revealed: Revealed, data: bytes | memoryview) -> Sums:
     """Check the opened sum by its MAC (message 12; section 5).
 
     Raises:

@@ -93,7 +93,7 @@ def resume(server: Coordinator, head: bytes, words: Iterable[bytes]) -> Resumed:
     running = RunningSum(Formed(started, readies, cohort_digest, {}, signed, {}))
     _fill(running.total, words, hashed)
     running.closed, running.opened = True, is_open
-    opened = Opened(started, survivors, running.total, hashed, {}) if is_open else None
+    opened = Opened(running, survivors, hashed, {}) if is_open else None
     return Resumed(Agreed(running, survivors, {}), start, ack_set, opened)
 
 

@@ -116,6 +116,11 @@ def write(message: Message, identity: Identity, tail: bytes | memoryview = b"") 
     return b"".join((head, body, identity.sign(head, body), tail))
 
 
+def front_bytes(kind: type[Message]) -> int:
+    """Return how long header, body and signature are, of a kind whose body has a fixed length."""
+    return HEADER_BYTES + kind.body_bytes(memoryview(b"")) + SIGNATURE_BYTES
+
+
 class Draft:
     """A message whose tail is written where it will be sent from, before what is signed is known.
 
@@ -123,8 +128,8 @@ class Draft:
     """
 
     def __init__(self, kind: type[Message], tail_bytes: int) -> None:
-        """Make room for a message of a kind whose body has a fixed length."""
-        start = HEADER_BYTES + kind.body_bytes(memoryview(b"")) + SIGNATURE_BYTES
+        """Make room for a message of a kind that `front_bytes` knows."""
+        start = front_bytes(kind)
         # BytesIO is the one way to fill bytes in place: it hands out those that it was given.
         self._file = BytesIO(bytes(start + tail_bytes))
         self.tail = self._file.getbuffer()[start:]

@@ -102,7 +102,7 @@ class Opening(NamedTuple):
 
     start: bytes
     acks: bytes
-    result: bytes
+    result: bytes | memoryview
 
 
 class Directions(NamedTuple):

@@ -195,7 +195,7 @@ class Federation:
             agreed, ack_set = secagg_server.agree_survivors(closed, acks)
             answers = self.ask("unmask", closed.survivors, lambda _: ack_set)
             out.opened = secagg_server.open_sum(agreed, answers)
-            result = secagg_server.write_result(out.opened, MODEL)
+            result = bytes(secagg_server.write_result(out.opened, MODEL))
             self.ask("result", closed.survivors, lambda _: result)
         except ProtocolError as error:
             out.ended = str(error)

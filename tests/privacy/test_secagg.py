@@ -259,6 +259,19 @@ def test_of_twelve_sites_a_late_answer_changes_nothing() -> None:
     assert_plain_sum(world, opened)
 
 
+def test_a_result_is_made_once_where_its_sums_lie_and_cannot_be_changed() -> None:
+    world = set_up(*people(4))
+    opened, _ = one_round(world, drops_of((4, 4, 4, 4)))  # which wrote its Result
+    whole = opened.running.message
+    assert np.shares_memory(whole, opened.payload.words)
+    before = whole.tobytes()
+    with pytest.raises(ValueError, match="read-only"):
+        opened.payload.values[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        secagg_server.write_result(opened, bytes(32))  # it would change what was sent
+    assert whole.tobytes() == before
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("dropped", [4, 1], ids=["nobody drops", "one drops"])

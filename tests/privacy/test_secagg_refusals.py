@@ -97,7 +97,7 @@ def play(dropped: tuple[int, ...] = ()) -> Scene:
     for i in there:
         twin.add(i, vectors[i])
     opened = secagg_server.open_sum(replace(agreed, running=twin), zip(there, answers, strict=True))
-    result = secagg_server.write_result(opened, MODEL)
+    result = bytes(secagg_server.write_result(opened, MODEL))
     return Scene(
         greeted, hellos, run_roster, joined, parts, group_parts, grouped, begin, advertised,
         readies, formed, masked, vectors, running, closed, survivors, acknowledged, acks, agreed,
