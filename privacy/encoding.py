@@ -120,7 +120,7 @@ class Encoding:
         # below 2^62 in size; integers add exactly, where adding u in float64 would move a
         # coordinate that sits on the bound one step past it
         fixed = steps.astype("<i8")
-        fixed += coins
+        fixed += coins.astype("<i8")  # cast whole: faster than as it is added
         outside = 0
         if largest > self.value_bound:
             outside = int(np.count_nonzero(np.abs(part) > self.value_bound))

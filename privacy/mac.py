@@ -83,7 +83,7 @@ def _products(numbers: Integers, rho: npt.NDArray[np.int64]) -> int:
     blocks = np.arange(0, numbers.size, _BLOCK)
     wrapped = np.add.reduceat(numbers * rho, blocks).tolist()
     floats = rho.astype(np.float64)
-    floats *= numbers
+    floats *= numbers.astype(np.float64)  # cast whole: faster than as it is multiplied
     total = 0
     for low, near in zip(wrapped, np.add.reduceat(floats, blocks).tolist(), strict=True):
         total += (guess := int(near)) + _signed_64(low - guess)
