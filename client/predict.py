@@ -89,8 +89,8 @@ def predict(model: Path, data: Path) -> Predicted:
         DataError: the model is none, or is damaged; a record breaks the contract.
     """
     study, network = load_model(model)
-    records, why = _read(study, data)
-    values = _forward(study, network, records)
+    records, why = read_answered(study, data)
+    values = forward(study, network, records)
     figures = None
     if not why:
         kind = loss_kind(study.data)
@@ -147,8 +147,12 @@ def _digest_of(weights: bytes) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
-def _read(study: Study, data: Path) -> tuple[Records, str]:
-    """Return the records, and why their targets cannot be used; empty when they can."""
+def read_answered(study: Study, data: Path) -> tuple[Records, str]:
+    """Return the records, and why their targets cannot be used; empty when they can.
+
+    Raises:
+        DataError: a record breaks the contract otherwise than by its target.
+    """
     try:
         return read_records(study, data), ""
     except DataError as error:
@@ -162,7 +166,8 @@ def _read(study: Study, data: Path) -> tuple[Records, str]:
     return records, str(why)
 
 
-def _forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:
+def forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:
+    """Return the predictions of N records: (N, C) probabilities, or (N,) numbers."""
     inputs = torch.from_numpy(records.inputs)
     with torch.no_grad():
         pieces = [network(part) for part in torch.split(inputs, BATCH)]

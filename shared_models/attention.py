@@ -5,6 +5,7 @@ called on a real batch: per-record gradients of private training are known for e
 Source: Vaswani et al. 2017, arXiv:1706.03762; the norm before each part: arXiv:2002.04745.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -32,17 +33,31 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
         """Return (B, T, W) of (B, T, W); ``attended`` (B, 1, 1, T) bool, None: every step."""
         batch, steps, width = x.shape
-
-        def split(y: torch.Tensor) -> torch.Tensor:
-            # (B, T, W) -> (B, T, H, D) -> (B, H, T, D)
-            return y.view(batch, steps, self.heads, width // self.heads).transpose(1, 2)
-
         mixed = F.scaled_dot_product_attention(
-            split(self.query(x)), split(self.key(x)), split(self.value(x)), attn_mask=attended
+            self._split(self.query(x)),
+            self._split(self.key(x)),
+            self._split(self.value(x)),
+            attn_mask=attended,
         )  # (B, H, T, D) x (B, H, T, D) -> scores (B, H, T, T) -> (B, H, T, D)
         mixed = mixed.transpose(1, 2).reshape(batch, steps, width)  # (B, H, T, D) -> (B, T, W)
         result: torch.Tensor = self.out(mixed)
         return result
+
+    def weights(self, x: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, H, T, T), how much each step attends to each; the arguments of `forward`.
+
+        It computes what `forward` never holds: there the kernel keeps no weights.
+        """
+        query, key = self._split(self.query(x)), self._split(self.key(x))
+        scores = query @ key.mT / math.sqrt(query.shape[-1])  # (B, H, T, D) -> (B, H, T, T)
+        if attended is not None:
+            scores = scores.masked_fill(~attended, -math.inf)
+        return scores.softmax(dim=-1)
+
+    def _split(self, y: torch.Tensor) -> torch.Tensor:
+        """Return (B, H, T, D) of (B, T, W)."""
+        batch, steps, width = y.shape
+        return y.view(batch, steps, self.heads, width // self.heads).transpose(1, 2)
 
 
 class Block(nn.Module):

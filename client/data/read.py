@@ -1,21 +1,26 @@
 """From a path to the records of a study: which files, which reader, and one site or many."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePath
 
 import numpy as np
 
 from client.data import ceiling
 from client.data.builtin import read_builtin
+from client.data.cells import texts
 from client.data.encode import encode, patient_indices
 from client.data.faults import Faults
 from client.data.jsonl import read_jsonl
 from client.data.npz import read_npz
 from client.data.png import read_png
 from client.data.records import Records, join
+from client.data.table import Table
 from client.data.tables import read_table
+from client.data.tokens import words
 from privacy.errors import DataError, StudyError
-from shared_models.contract import Data
+from shared_models.contract import Data, WordsColumn
 from shared_models.sections import SITES_MIN
 from shared_models.study import Study
 
@@ -71,20 +76,49 @@ def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
     return [(name, read_records(study, s)) for name, s in zip(names, sources, strict=True)]
 
 
+def read_words(study: Study, path: Path, name: str) -> list[tuple[str, ...]]:
+    """Return the words of each record's text column ``name``, in the order of ``read_records``.
+
+    Those are the words that became token ids: the first of them, as many as the column is long.
+
+    Raises:
+        DataError, StudyError: as for ``read_records``.
+    """
+    column = study.data.columns[name]
+    if not isinstance(column, WordsColumn):
+        raise ValueError(f"expected a column of words, found {column.kind}")
+    return [
+        tuple(islice(words(text), column.length))
+        for source in _sources(study.data, path)
+        for table in _tables(study.data, source, Faults(False))
+        for text in texts(table, name)
+    ]
+
+
 def _read(study: Study, path: Path | None, faults: Faults) -> Records:
     data = study.data
     if path is None:
         return encode(study, read_builtin(data, faults))
+    sources = _sources(data, path)
+    parts = [
+        _together([encode(study, table) for table in _tables(data, source, faults)])
+        for source in sources
+    ]
+    if len(parts) > 1:
+        parts = [_named(part, _stem(file)) for part, file in zip(parts, sources, strict=True)]
+    return _together(parts)
+
+
+def _sources(data: Data, path: Path) -> list[Path]:
+    """Return the files to read, or the one folder that is a source by itself."""
     if not path.is_dir():
-        return _read_file(study, path, faults)
+        return [path]
     files = [] if data.format == "png" else _matching(path, data)
     if data.format == "png" or (not files and _has_pictures(path, data)):
-        return encode(study, read_png(path, data, faults))
+        return [path]
     if not files:
         raise _no_files(path, data)
-    if len(files) == 1:
-        return _read_file(study, files[0], faults)
-    return _together([_named(_read_file(study, file, faults), _stem(file)) for file in files])
+    return files
 
 
 def _together(parts: list[Records]) -> Records:
@@ -98,8 +132,11 @@ def _together(parts: list[Records]) -> Records:
     return replace(records, patients=patient_indices(records.identities))
 
 
-def _read_file(study: Study, path: Path, faults: Faults) -> Records:
-    data = study.data
+def _tables(data: Data, path: Path, faults: Faults) -> Iterator[Table]:
+    """Yield the raw columns of one source: one table, or one a part of an NPZ file."""
+    if path.is_dir():
+        yield read_png(path, data, faults)
+        return
     kind = data.format or _format(path)
     if kind is None:
         raise StudyError(
@@ -107,12 +144,13 @@ def _read_file(study: Study, path: Path, faults: Faults) -> Records:
             f"whose name ends in none of {', '.join(SUFFIXES)}"
         )
     if kind == "npz":
-        return _together([encode(study, table) for table in read_npz(path, data, faults)])
-    if kind == "jsonl":
-        return encode(study, read_jsonl(path, data, faults))
-    if kind == "png":
+        yield from read_npz(path, data, faults)
+    elif kind == "jsonl":
+        yield read_jsonl(path, data, faults)
+    elif kind == "png":
         raise DataError(f"{path}: expected a folder with one folder of PNG a class")
-    return encode(study, read_table(path, data, "," if kind == "csv" else "\t", faults))
+    else:
+        yield read_table(path, data, "," if kind == "csv" else "\t", faults)
 
 
 def _named(records: Records, name: str) -> Records:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +51,16 @@ def word_ids(table: Table, name: str, column: WordsColumn) -> Ids:
     ids = np.full((table.length, column.length), PADDING, dtype=np.int64)
     bucket_of: dict[str, int] = {}
     for row, text in enumerate(texts(table, name)):
-        for place, match in zip(range(column.length), _WORD.finditer(text.lower()), strict=False):
-            word = match.group()
+        for place, word in zip(range(column.length), words(text), strict=False):
             if word not in bucket_of:
                 bucket_of[word] = _bucket(word, column.buckets)
             ids[row, place] = 1 + bucket_of[word]
     return ids
+
+
+def words(text: str) -> Iterator[str]:
+    """Yield the lower-case runs of letters, digits and underscores of a text."""
+    return (match.group() for match in _WORD.finditer(text.lower()))
 
 
 def _bucket(word: str, buckets: int) -> int:

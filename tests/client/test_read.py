@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from client.data import ceiling
-from client.data.read import read_records, read_sites
+from client.data.read import read_records, read_sites, read_words
 from privacy.errors import DataError, StudyError
 from shared_models.study import Study, parse_study
 
@@ -26,7 +26,7 @@ def study_of(columns: dict[str, Any] = COLUMNS, task: str = "tabular", **data: A
             "task": task,
             "rounds": 1,
             "data": {"target": "y", "columns": columns, **data},
-            "model": {"name": "cnn" if task == "image" else "mlp"},
+            "model": {"name": "mlp" if task == "tabular" else "cnn"},
             "training": {"learning_rate": 0.1, "local_steps": 1},
             "privacy": {"mode": "none"},
         }
@@ -223,3 +223,17 @@ def test_two_sites_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_file_is_no_folder_of_sites(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a folder"):
         read_sites(study_of(), write(tmp_path / "a.csv", 1))
+
+
+def test_the_words_of_records_stand_where_their_ids_do(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "note": {"kind": "words", "buckets": 99, "length": 3}}
+    del columns["age"]
+    study = study_of(columns, "sequence", files="*.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"note": "No pain, No FEVER today", "y": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"note": "pain", "y": 0}\n')
+    ids = read_records(study, tmp_path).inputs
+    found = read_words(study, tmp_path, "note")
+    assert found == [("no", "pain", "no"), ("pain",)]
+    assert ids[0, 0] == ids[0, 2] != ids[0, 1]
+    assert ids[0, 1] == ids[1, 0]
+    assert ids[1, 1:].tolist() == [0, 0]

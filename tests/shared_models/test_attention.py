@@ -127,3 +127,15 @@ def test_what_is_no_sequence_is_refused(kind: str) -> None:
     section = sections.Attention(name="attention")
     with pytest.raises(StudyError, match=r"'attention' expected a series or tokens"):
         build_attention(section, InputSpec(kind, (4,)), 1)  # type: ignore[arg-type]
+
+
+def test_the_weights_are_those_that_mix_the_values() -> None:
+    torch.manual_seed(0)
+    attention, x = SelfAttention(8, 2), torch.randn(3, 5, 8)
+    attended = torch.ones(3, 1, 1, 5, dtype=torch.bool)
+    attended[1, 0, 0, 3:] = False
+    weights = attention.weights(x, attended)  # (3, 2, 5, 5)
+    assert (weights[1, :, :, 3:] == 0).all()
+    values = attention.value(x).view(3, 5, 2, 4).transpose(1, 2)  # (3, 2, 5, 4)
+    mixed = attention.out((weights @ values).transpose(1, 2).reshape(3, 5, 8))
+    torch.testing.assert_close(mixed, attention(x, attended))
