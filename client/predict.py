@@ -157,13 +157,17 @@ def read_answered(study: Study, data: Path) -> tuple[Records, str]:
         return read_records(study, data), ""
     except DataError as error:
         why = error
-    columns = {name: one for name, one in study.data.columns.items() if name != study.data.target}
-    contract = study.data.model_copy(update={"columns": columns})
     try:
-        records = read_records(study.model_copy(update={"data": contract}), data)
+        records = read_records(unanswered(study), data)
     except FedwardError:
         raise why from None
     return records, str(why)
+
+
+def unanswered(study: Study) -> Study:
+    """Return the study without the column of its target: how records without answers are read."""
+    columns = {name: one for name, one in study.data.columns.items() if name != study.data.target}
+    return study.model_copy(update={"data": study.data.model_copy(update={"columns": columns})})
 
 
 def forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:

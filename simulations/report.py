@@ -75,7 +75,7 @@ def write_report(results: Json, history: Rows, path: Path) -> None:
 def render_report(results: Json, history: Rows) -> str:
     """Return the report as HTML; the arguments are those of `write_report`."""
     rooms = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, Path(wording.__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
