@@ -210,6 +210,34 @@ def predict(
         show_figures(found, _console())
 
 
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder taken home.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="File or folder of records.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the report.")],
+    record: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Explain record N, from 1; repeat for more. [the first 6]"),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Show why a model says what it says of local records: a page that stays here."""
+    with program.errors(PROGRAM):
+        from client.explain.explanation import explain as ask
+        from client.explain.folder import check_folder, keep
+        from client.explain.report import files_of, show_checks, summary
+
+        console = _console()
+        check_folder(out)
+        with console.status("Explaining") if console.is_terminal else console:
+            found = ask(model, data, record or ())
+            keep(out, files_of(found))
+        if json_:
+            _print(summary(found))
+        show_checks(found, console)
+        _say(console, f"the page is {out / 'explanation.html'}: it holds patients' data")
+
+
 def _ready(folder: Path, console: "Console") -> None:
     """Show what the doctor finds wrong on this machine, unless the site has left.
 
