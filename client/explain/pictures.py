@@ -5,12 +5,14 @@ It computes no attribution. Equal values give equal bytes.
 
 import io
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -98,7 +100,7 @@ def _columns(explanation: Explanation, told: Told) -> bytes:
 
 
 def _image(explanation: Explanation, told: Told) -> bytes:
-    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.2), layout="compressed")
     first, *panels = figure.subplots(1, 3)
     picture = np.moveaxis(told.inputs, 0, 2)  # (C, H, W) -> (H, W, C)
     colour = picture.shape[2] == 3
@@ -106,7 +108,8 @@ def _image(explanation: Explanation, told: Told) -> bytes:
     if colour:
         first.imshow(picture.clip(0, 1))
     else:
-        first.imshow(grey, cmap="gray", vmin=0, vmax=1)
+        mesh = first.imshow(grey, cmap="gray", vmin=0, vmax=1)
+        figure.colorbar(mesh, ax=first, label="scaled value", location="bottom", fraction=0.05)
     first.set_title("Record")
     for axes, name in zip(panels, ("integrated_gradients", "occlusion"), strict=True):
         values = told.values[name].reshape(explanation.layout.shape)
@@ -191,20 +194,18 @@ def _heat(
     over: bool = False,
     extent: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """Draw signed values, white at zero; ``over`` a picture, the more opaque the larger."""
+    """Draw signed values, white at zero; ``over`` a picture, clear at zero."""
     most = max(float(abs(values).max()), 1e-12)
-    mesh = axes.imshow(
-        values,
-        cmap=SIGNED,
-        vmin=-most,
-        vmax=most,
-        alpha=np.sqrt(abs(values) / most) if over else None,
-        aspect="equal" if extent is None else "auto",
-        extent=extent,
-    )
-    bar = figure.colorbar(mesh, ax=axes, label=label)
-    if bar.solids is not None:
-        bar.solids.set_alpha(1)
+    key = ScalarMappable(Normalize(-most, most), SIGNED)
+    aspect: Literal["equal", "auto"] = "equal" if extent is None else "auto"
+    if over:
+        colours = np.where((values > 0)[..., None], to_rgba(FOR), to_rgba(AGAINST))  # (H, W, 4)
+        colours[..., 3] = 0.85 * abs(values) / most
+        axes.imshow(colours, aspect=aspect)
+        figure.colorbar(key, ax=axes, label=label, location="bottom", fraction=0.05)
+        return
+    axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect=aspect, extent=extent)
+    figure.colorbar(key, ax=axes, label=label)
 
 
 def _extent(steps: int, rows: Floats | npt.NDArray[np.int64]) -> tuple[float, float, float, float]:

@@ -20,7 +20,7 @@ from shared_models import wording
 from shared_models.model_file import json_bytes
 
 VERDICTS = {
-    True: "hangs on what was learnt",
+    True: "depends on what was learnt",
     False: "says nearly the same of random weights: do not rely on it",
     None: "cannot be told",
 }
