@@ -157,7 +157,8 @@ def explain(model: Path, data: Path, numbers: Sequence[int] = ()) -> Explanation
         numbers: which records are explained one by one, from 1; the first ones if none is named.
 
     Raises:
-        DataError: the model is none, or is damaged; a record breaks the contract, or is not there.
+        DataError: the model is none, is damaged, or overflows; a record breaks the contract, or is
+            not there.
         StudyError: records of this kind cannot be explained.
     """
     study, network = load_model(model)
@@ -166,10 +167,12 @@ def explain(model: Path, data: Path, numbers: Sequence[int] = ()) -> Explanation
     rows = _rows(records, numbers, data)
     predicted = forward(study, network, records.take(np.array(rows)))
     subject = _subject(study, network, layout, records.inputs[rows], predicted)
+    scores, baselines = _scores(subject)
+    if not (np.isfinite(scores).all() and np.isfinite(baselines).all()):
+        raise DataError(f"{model}: expected finite answers, found others; nothing was written")
     cells = written(unanswered(study) if why else study, data, records.inputs, rows)
     found = {name: method(subject) for name, method in METHODS.items()}
     values = {name: one for name, one in found.items() if one is not None}
-    scores, baselines = _scores(subject)
     told = tuple(
         Told(
             number=row + 1,
