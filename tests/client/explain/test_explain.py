@@ -250,9 +250,7 @@ def test_every_task_and_network_is_explained(
     assert found["permutation_importance"]["records"] >= 2
 
 
-def test_the_letters_and_words_of_a_record_are_on_the_page_escaped(
-    program: Program, tmp_path: Path
-) -> None:
+def test_the_words_of_a_record_are_on_the_page(program: Program, tmp_path: Path) -> None:
     study, write, name = CASES["words"]
     program(
         save(tmp_path / "m", study, random_weights(study)),
@@ -442,3 +440,18 @@ def test_nothing_leaves_the_folder(tmp_path: Path) -> None:
     opened = ended.stdout.splitlines()
     assert sorted(opened) == sorted(f"open {path}" for path in written)
     assert sorted([*before, out, *written]) == sorted(tmp_path.rglob("*"))
+
+
+def test_what_a_study_calls_things_is_no_markup(program: Program, tmp_path: Path) -> None:
+    columns = {
+        "<script>a": {"kind": "number", "low": 0, "high": 1},
+        "y": {"kind": "category", "values": ["no", "<script>b"]},
+    }
+    study = study_of("tabular", columns, {"name": "mlp"})
+    (tmp_path / "r.csv").write_text("<script>a,y\n1,<script>b\n0,no\n")
+    folder, out = save(tmp_path / "m", study, random_weights(study)), tmp_path / "out"
+    assert program(folder, "--data", tmp_path / "r.csv", "--out", out).code == 0
+    page = (out / "explanation.html").read_text()
+    assert "&lt;script&gt;b" in page
+    assert "&lt;script&gt;a" in page
+    assert "<script" not in page
