@@ -26,12 +26,11 @@ from client.data.records import Records
 from privacy.errors import DataError, FedwardError
 from shared_models import wording
 from shared_models.durable import write_durably
-from shared_models.inputs import loss_kind
-from shared_models.metrics import Figure, exact_metrics
+from shared_models.metrics import Figure
 from shared_models.model_file import DESCRIPTION, MODEL
 from shared_models.registry import build_network
 from shared_models.study import Study, parse_study
-from shared_models.tasks import predictions, target_range
+from shared_models.tasks import target_of
 
 BATCH = 1024  # records at once
 DESCRIPTION_BYTES_MAX = 1 << 22
@@ -93,8 +92,7 @@ def predict(model: Path, data: Path) -> Predicted:
     values = _forward(study, network, records)
     figures = None
     if not why:
-        kind = loss_kind(study.data)
-        figures = exact_metrics(kind, study.data.classes, records.targets, values)
+        figures = target_of(study).exact_figures(records.targets, values)
     return Predicted(study, values, figures, why)
 
 
@@ -166,7 +164,7 @@ def _forward(study: Study, network: torch.nn.Module, records: Records) -> npt.ND
     inputs = torch.from_numpy(records.inputs)
     with torch.no_grad():
         pieces = [network(part) for part in torch.split(inputs, BATCH)]
-    return predictions(loss_kind(study.data), torch.cat(pieces), target_range(study.data))
+    return target_of(study).predictions(torch.cat(pieces))
 
 
 def write_predictions(found: Predicted, out: Path | None) -> None:

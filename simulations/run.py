@@ -22,13 +22,13 @@ from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
 from shared_models.debits import Phase, planned_mechanism
 from shared_models.guarantee import planned_cost, unknown_noise
-from shared_models.inputs import loss_kind
-from shared_models.metrics import Figure, exact_metrics
+from shared_models.metrics import Figure
 from shared_models.model_file import model_bytes
 from shared_models.registry import build_network
 from shared_models.steps import site_encoding
 from shared_models.strategies import State, first_state
 from shared_models.study import Study
+from shared_models.tasks import target_of
 from shared_models.weights import vector_of
 from simulations.baselines import baselines
 from simulations.federation import Federation, Traffic, open_federation
@@ -213,9 +213,8 @@ class _Measure:
         self._study, self._trainer, self._held = study, trainer, records.held()
 
     def __call__(self, state: State) -> dict[str, Figure]:
-        data = self._study.data
         predicted = self._trainer.predict(state, self._held.inputs)
-        return exact_metrics(loss_kind(data), data.classes, self._held.targets.numpy(), predicted)
+        return target_of(self._study).exact_figures(self._held.targets.numpy(), predicted)
 
 
 def _rounds(
