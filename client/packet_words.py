@@ -75,7 +75,7 @@ def _who_asks(packet: "Packet") -> Part:
 
 def _what_is_learnt(packet: "Packet") -> Part:
     study = packet.study
-    data, target = study.data, study.data.columns[study.data.target]
+    data, target = study.data, study.data.columns[study.data.targets[0]]
     if isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
@@ -89,9 +89,9 @@ def _what_is_learnt(packet: "Packet") -> Part:
     return Part(
         "What is learnt",
         (
-            f"To tell the column {data.target} of a record, {learnt}, from its other columns. "
-            f"What learns is {network} of {packet.parameters:,} numbers, which everyone who takes "
-            "part keeps at the end.",
+            f"To tell the column {listed(data.targets)} of a record, {learnt}, from its other "
+            f"columns. What learns is {network} of {packet.parameters:,} numbers, which everyone "
+            "who takes part keeps at the end.",
             f"{_count(study.rounds, 'round')} of training.{more} {_a_round(packet)}",
         ),
     )

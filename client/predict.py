@@ -68,10 +68,10 @@ class Predicted:
         lines = csv.writer(file, lineterminator="\n")
         classes = self.study.data.classes
         if not classes:
-            lines.writerow(["record", self.study.data.target])
+            lines.writerow(["record", *self.study.data.targets])
             lines.writerows([i, repr(one)] for i, one in enumerate(self.values.tolist(), 1))
             return
-        lines.writerow(["record", self.study.data.target, *(f"p({name})" for name in classes)])
+        lines.writerow(["record", *self.study.data.targets, *(f"p({name})" for name in classes)])
         best = self.values.argmax(axis=1)
         for number, row in enumerate(self.values.tolist(), 1):
             lines.writerow([number, classes[best[number - 1]], *(f"{one:.6f}" for one in row)])
@@ -151,8 +151,9 @@ def _read(study: Study, data: Path) -> tuple[Records, str]:
         return read_records(study, data), ""
     except DataError as error:
         why = error
-    columns = {name: one for name, one in study.data.columns.items() if name != study.data.target}
-    contract = study.data.model_copy(update={"columns": columns})
+    whole = study.data
+    columns = {name: one for name, one in whole.columns.items() if name not in whole.targets}
+    contract = whole.model_copy(update={"columns": columns})
     try:
         records = read_records(study.model_copy(update={"data": contract}), data)
     except FedwardError:

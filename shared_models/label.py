@@ -186,5 +186,5 @@ def label(study: Study) -> Label:
 
 def target_range(data: Data) -> Range:
     """Return the public range of a number target; (-1, 1), which changes nothing, for classes."""
-    target = data.columns[data.target]
+    target = data.columns[data.targets[0]]
     return (target.low, target.high) if isinstance(target, NumberColumn) else UNSCALED
