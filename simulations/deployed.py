@@ -84,7 +84,10 @@ def deploy(
     if len(sites) != study.simulation.sites:
         study = study.with_sites(len(sites))
     records, trainer = pool(study, gathered), Trainer(study, planned_mechanism(study))
-    site_encoding(study, len(sites), count_values(study, trainer.parameters))  # or refuse it here
+    # What would be refused later is refused here, before anything is made.
+    for site in sites:
+        desk.check_name(site)
+    site_encoding(study, len(sites), count_values(study, trainer.parameters))
     with Deployment(study, data, out / DEPLOY, sites) as deployment:
         rows = _Rows(study, records, trainer, out, watch)
         if not deployment.is_over():
@@ -109,7 +112,12 @@ def deploy(
 
 
 class Deployment:
-    """The processes of one study; none outlives the context."""
+    """The processes of one study; none outlives the context.
+
+    Attributes:
+        coordinator: its folder.
+        processes: by name, once they were started.
+    """
 
     def __init__(self, study: Study, data: Path | None, folder: Path, sites: Sequence[str]) -> None:
         """Found the coordinator and invite the sites, as far as that is not done yet.
@@ -117,7 +125,7 @@ class Deployment:
         Errors: as `server.founding.found` and `server.desk.invite`.
         """
         self._data, self._folder, self._sites = data, folder, tuple(sites)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.coordinator = self._founded(study)
         with closing(Books(self.coordinator / BOOKS)) as books:
             self._invite(books)
@@ -147,10 +155,7 @@ class Deployment:
         self.serve()
         for site in self._sites:
             self.start(site)
-        with closing(Books(self.coordinator / BOOKS)) as books:
-            self.until(lambda: not books.page().invited)
-            if books.page().roster is None:
-                desk.seal(self.coordinator, books)
+        self.seal()
 
         def ended() -> bool:
             follow()
@@ -171,6 +176,13 @@ class Deployment:
         data = [] if self._data is None else [str(self._data)]
         self._begin(site, "site", str(self._folder), site, *data)
 
+    def seal(self) -> None:
+        """Wait until every site has enrolled, and close the roster, unless it is."""
+        with closing(Books(self.coordinator / BOOKS)) as books:
+            self.until(lambda: not books.page().invited)
+            if books.page().roster is None:
+                desk.seal(self.coordinator, books)
+
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait, as long as no process ends in failure; FedwardError says which one did, and why."""
         while not holds():
@@ -182,7 +194,7 @@ class Deployment:
 
     def stop(self) -> None:
         """End every process and wait until it is gone."""
-        running = [one for one in self._processes.values() if one.poll() is None]
+        running = [one for one in self.processes.values() if one.poll() is None]
         for one in running:
             one.terminate()
         end = time.monotonic() + _STOP_S
@@ -192,7 +204,7 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 one.kill()
                 one.wait()
-        for one in self._processes.values():
+        for one in self.processes.values():
             if one.stdin is not None:
                 one.stdin.close()
 
@@ -225,7 +237,7 @@ class Deployment:
         logs = self._folder / LOGS
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.txt").open("wb") as words:
-            self._processes[name] = subprocess.Popen(  # noqa: S603 - this very program
+            self.processes[name] = subprocess.Popen(  # noqa: S603 - this very program
                 [sys.executable, "-m", MODULE, *arguments],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,  # closed when this process ends, however it does
@@ -235,10 +247,10 @@ class Deployment:
             )
 
     def _done(self, name: str) -> bool:
-        return self._processes[name].poll() is not None
+        return self.processes[name].poll() is not None
 
     def _check(self, name: str) -> None:
-        process = self._processes.get(name)
+        process = self.processes.get(name)
         if process is None or not process.poll():
             return
         if name != COORDINATOR and self._is_stopped():
@@ -246,7 +258,7 @@ class Deployment:
         raise self._failure(name, process.returncode)
 
     def _is_stopped(self) -> bool:
-        coordinator = self._processes.get(COORDINATOR)
+        coordinator = self.processes.get(COORDINATOR)
         if coordinator is None or coordinator.poll() is not None:
             return False
         with closing(Books(self.coordinator / BOOKS)) as books:

@@ -79,8 +79,9 @@ def take_part(folder: Path, name: str, data: Path | None) -> None:
         everyone, index = gathered()
         share = everyone.records.take(everyone.sites[index][1])
         _write_policy(study, own)
-        token = (folder / TOKENS / name).read_text().strip()
-        enrol(token, data or own, own, _silent, records=lambda: share)
+        token = folder / TOKENS / name
+        enrol(token.read_text().strip(), data or own, own, _silent, records=lambda: share)
+        token.unlink()
     work(
         own,
         _Agreeing(),
