@@ -147,15 +147,19 @@ class Deployment:
             return books.page().ended in ("finished", "early")
 
     def run(self, follow: Callable[[], None]) -> None:
-        """Run the study to its end; ``follow`` is called every now and then.
-
-        Raises:
-            FedwardError: what the coordinator, or else a site, ended with.
-        """
+        """Run the study to its end; as `finish`."""
         self.serve()
         for site in self._sites:
             self.start(site)
         self.seal()
+        self.finish(follow)
+
+    def finish(self, follow: Callable[[], None]) -> None:
+        """Wait until the coordinator and the sites end; ``follow`` is called every now and then.
+
+        Raises:
+            FedwardError: what the coordinator, or else a site, ended with.
+        """
 
         def ended() -> bool:
             follow()
