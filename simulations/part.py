@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -150,18 +150,16 @@ def _end_with_driver() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one process and return its exit code."""
-    role: Callable[[], None]
-    match arguments:
-        case ["coordinator", folder]:
-            role = lambda: coordinate(Path(folder))  # noqa: E731
-        case ["site", folder, name, *data]:
-            role = lambda: take_part(Path(folder), name, Path(data[0]) if data else None)  # noqa: E731
-        case _:
-            raise DataError("expected coordinator FOLDER, or site FOLDER NAME [DATA]")
     try:
         with program.terminable(), program.errors("fedward-sim", "go on with --resume"):
             _end_with_driver()
-            role()
+            match arguments:
+                case ["coordinator", folder]:
+                    coordinate(Path(folder))
+                case ["site", folder, name, *data]:
+                    take_part(Path(folder), name, Path(data[0]) if data else None)
+                case _:
+                    raise DataError("expected coordinator FOLDER, or site FOLDER NAME [DATA]")
     except typer.Exit as end:
         return end.exit_code
     return 0
