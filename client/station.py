@@ -290,6 +290,7 @@ class _Station:
                 message=kind,
                 round=_round_of(reply),
                 asked=asked,
+                asked_bytes=len(message),
                 bytes=len(reply),
                 sha256=hashlib.sha256(reply).hexdigest(),
                 approval=approval,

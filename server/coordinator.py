@@ -60,15 +60,21 @@ _LOG = logging.getLogger("fedward.server")
 class Coordinator:
     """A study in this process."""
 
-    def __init__(self, folder: Folder, listen: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        listen: str | None = None,
+        watch: Callable[[Checkpoint], None] = lambda _: None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
             folder: of the study.
             listen: address of this machine; None: all of them, or loopback for a loopback host.
+            watch: is shown each checkpoint before it is kept; simulations only.
         """
         host = folder.settings.host
-        self._folder, self._study = folder, folder.study
+        self._folder, self._study, self._watch = folder, folder.study, watch
         self._listen = listen or (host if is_loopback(host) else _EVERYWHERE)
         self._books = Books(folder / BOOKS)
         self._now = read_checkpoint(folder)
@@ -209,6 +215,7 @@ class Coordinator:
         return None
 
     def _keep(self, checkpoint: Checkpoint) -> None:
+        self._watch(checkpoint)
         save(self._folder / CHECKPOINT, checkpoint)
         self._now = checkpoint
 

@@ -53,6 +53,7 @@ class Outcome:
         ring: of mode distributed, else None.
         peers: what `spent` is against sites that know their own noise; mode distributed only.
         slow: why private steps took the slow way, in one line; empty when they did not.
+        engine: what ran it.
     """
 
     study: Study
@@ -69,6 +70,7 @@ class Outcome:
     ring: Ring | None = None
     peers: Spent | None = None
     slow: str = ""
+    engine: str = "local"
 
     def figures(self) -> dict[str, Figure]:
         """Return the exact metrics of the released model on the pooled hold-out."""
@@ -88,7 +90,7 @@ class Outcome:
             "study": self.study.model_dump(mode="json", exclude_none=True),
             "study_digest": self.study.digest(),
             "versions": {"python": platform.python_version(), **_versions()},
-            "engine": "local",
+            "engine": self.engine,
             "seed": self.study.simulation.seed,
             "sites": len(self.sites),
             "rounds": rounds,
