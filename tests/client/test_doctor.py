@@ -112,7 +112,7 @@ def not_tried_after(name: str) -> dict[str, str]:
     return dict.fromkeys(LINE[LINE.index(name) + 1 :], "warning")
 
 
-# --- a healthy site --------------------------------------------------------------------------
+# --- a healthy site ------------------------------------------------------------------------------
 
 
 def test_a_site_that_can_work_is_told_so_check_by_check(doctor: Doctor) -> None:
@@ -140,7 +140,7 @@ def test_nothing_of_a_record_is_sent(desk: Desk, doctor: Doctor, site: Path) -> 
     assert b"61.4375" not in desk.sent
 
 
-# --- this machine ----------------------------------------------------------------------------
+# --- this machine --------------------------------------------------------------------------------
 
 
 def test_a_folder_that_others_may_enter(doctor: Doctor, site: Path) -> None:
@@ -351,7 +351,7 @@ def test_masks_that_do_not_cancel(doctor: Doctor, monkeypatch: pytest.MonkeyPatc
     assert "expected the sum of three made vectors" in found.says("masks")
 
 
-# --- the way to the server -------------------------------------------------------------------
+# --- the way to the server -----------------------------------------------------------------------
 
 
 def test_a_proxy_of_another_kind(
@@ -552,7 +552,7 @@ def test_a_coordinator_that_is_busy(desk: Desk, doctor: Doctor, site: Path, tmp_
     assert "got HTTP status 503" in found.says("echo")
 
 
-# --- what start makes of it ------------------------------------------------------------------
+# --- what start makes of it ----------------------------------------------------------------------
 
 
 def test_start_begins_nothing_on_a_machine_that_cannot_work(
@@ -565,7 +565,7 @@ def test_start_begins_nothing_on_a_machine_that_cannot_work(
     assert not (site / "site.log").exists()
 
 
-# --- who answers instead ---------------------------------------------------------------------
+# --- who answers instead -------------------------------------------------------------------------
 
 
 @contextmanager
