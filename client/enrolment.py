@@ -141,7 +141,14 @@ def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
         authority = fetch_authority(invitation)
         address = Address(invitation.host, invitation.port, authority)
         study_digest = invitation.study.hex()
-        post = Post(address, invitation.server, identity, invitation.site, study_digest)
+        post = Post(
+            address,
+            invitation.server,
+            identity,
+            invitation.site,
+            study_digest,
+            folder / names.JOURNAL,
+        )
         with closing(post):
             study = _study(post.look(invitation.secret, node.public), invitation)
             policy, proposed = _policy(folder, study)

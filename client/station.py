@@ -28,7 +28,7 @@ from client.lineage import Lineage
 from client.masked import KINDS, Participant
 from client.membership import Member, check_stays, claimed, load
 from client.policy import Policy, adopt, check, limit_threads, load_policy
-from client.post import Post
+from client.post import post_of
 from client.site import Entropy, Site, Split, system_entropy
 from client.site_log import KEPT, Tell, keep_bug, logged, once
 from client.split import split
@@ -158,7 +158,7 @@ class _Station:
         if member.has(names.NOTICE):
             return self._go_home(recall(member, identity))
         policy = self._policy()
-        with closing(self._post()) as post:
+        with closing(post_of(member, identity)) as post:
             agreed = agree(member, identity, policy, post, self._steward, once(_LOG.info))
         self._work(policy, agreed)
         if self._trouble is not None:
@@ -178,16 +178,6 @@ class _Station:
             with Journal(folder / names.JOURNAL) as journal:
                 journal.note("policy", policy=policy.digest(), ledger=row.digest)
         return policy
-
-    def _post(self) -> Post:
-        member = self._member
-        return Post(
-            member.address(),
-            member.server,
-            self._identity,
-            member.membership.site,
-            member.membership.study,
-        )
 
     def _site(self, policy: Policy, agreed: Agreed, trainer: Trainer) -> Site:
         study = self._member.study
@@ -239,7 +229,7 @@ class _Station:
             closing(SiteStore(member.folder / names.PROTOCOL)) as store,
             Heads(member.folder / names.PEERS) as heads,
             Journal(member.folder / names.JOURNAL) as journal,
-            closing(self._post()) as post,
+            closing(post_of(member, self._identity)) as post,
         ):
             letters = Correspondence(
                 member,
