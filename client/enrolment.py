@@ -150,7 +150,14 @@ def enrol(
         authority = fetch_authority(invitation)
         address = Address(invitation.host, invitation.port, authority)
         study_digest = invitation.study.hex()
-        post = Post(address, invitation.server, identity, invitation.site, study_digest)
+        post = Post(
+            address,
+            invitation.server,
+            identity,
+            invitation.site,
+            study_digest,
+            folder / names.JOURNAL,
+        )
         with closing(post):
             study = _study(post.look(invitation.secret, node.public), invitation)
             policy, proposed = _policy(folder, study)
