@@ -33,6 +33,12 @@ _MESSAGES = {  # by the question that they answer: section 2 of the protocol
     "result": "receipt",
     "ended": "receipt of the end",
 }
+_LETTERS = {
+    "look": "letter, asks for the study",
+    "enrol": "letter, enrols",
+    "approve": "letter, approves",
+    "leave": "letter, leaves",
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Audit:
 
     @property
     def sent(self) -> tuple[Note, ...]:
-        """The messages that left."""
-        return tuple(note for note in self.notes if note.kind == "sent")
+        """The messages and letters that left."""
+        return tuple(note for note in self.notes if note.kind in ("sent", "letter"))
 
     def document(self) -> dict[str, object]:
         """Return it for machines."""
@@ -135,17 +141,17 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
         )
     for note in audit.notes:
         facts = note.facts
-        sent = note.kind == "sent"
-        what = f"sent: {_MESSAGES[str(facts['message'])]}" if sent else _decision(note)
-        size = f"{int(str(facts['bytes'])):,}" if sent else ""
+        what = _decision(note)
+        size = f"{int(str(facts['bytes'])):,}" if "bytes" in facts else ""
         plan = str(facts.get("approval", facts.get("plan", "")))
         when = note.time.removesuffix("+00:00").replace("T", " ")
         number = str(facts.get("round") or "")
         table.add_row(str(note.number), when, number, Text(what), size, plan[:_DIGEST])
     console.print(table)
     lines = [
-        f"{len(audit.sent)} messages left, {_bytes(audit.sent):,} bytes in all; and, every quarter "
-        "of a minute while at work, a signed question for news with the end of this log.",
+        f"{len(audit.sent)} messages left, {_bytes(audit.sent):,} bytes in all. Not counted: while "
+        "waiting or at work, signed questions for news, with the end of this log and signs of "
+        "life; and the made numbers by which `doctor` and each start try the way.",
         f"The log holds: {audit.head.rows} rows, end {audit.head.digest}.",
         f"The ledger holds, and goes through every end that the log names: {audit.debits} rows.",
     ]
@@ -159,6 +165,10 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
 
 def _decision(note: Note) -> str:
     facts = note.facts
+    if note.kind == "sent":
+        return f"sent: {_MESSAGES[str(facts['message'])]}"
+    if note.kind == "letter":
+        return f"sent: {_LETTERS[str(facts['letter'])]}"
     if note.kind == "refused":
         return f"refused: {facts['message']} (code {facts['code']})"
     if note.kind == "approve":

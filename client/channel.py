@@ -110,7 +110,7 @@ class Channel:
         timer.start()
         try:
             if self._line is not None:
-                with suppress(ConnectionError, http.client.BadStatusLine):
+                with suppress(ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
                     return self._exchange(path, headers(), body)
                 self.close()
             if self._ended or over.is_set():

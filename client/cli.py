@@ -71,11 +71,9 @@ def start(
 
         console = _console()
         _ready(folder, console)
-        steward = (
-            Asked(console) if approve is None or confirmed is None else Typed(approve, confirmed)
-        )
+        steward = Asked(console) if confirmed is None else Typed(confirmed)
         with program.terminable(), watching(console) as (tell, watch, pause):
-            ended = work(folder, pause(steward), tell, watch)
+            ended = work(folder, pause(steward), tell, watch, meant=approve)
         _say(console, ended.words)
         _say(console, f"the model, its card and what it cost are in {ended.model}")
 

@@ -58,7 +58,7 @@ def listed(values: Sequence[str]) -> str:
 
 
 def _use(data: Data, name: str, column: AnyColumn) -> Use:
-    if name == data.target:
+    if name in data.targets:
         return "learnt"
     if isinstance(column, IdColumn):
         return "patient" if name == data.patient else "name"

@@ -19,7 +19,7 @@ from client.membership import Member
 from client.packet import Packet, make_packet
 from client.policy import Policy
 from client.post import Post
-from privacy.errors import AbsentError, DataError
+from privacy.errors import AbsentError, DataError, PrivacyError
 from privacy.keys import Identity
 from privacy.ledger import Ledger
 from privacy.roster import Plan
@@ -74,6 +74,7 @@ def agree(
     steward: Steward,
     tell: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
+    meant: str | None = None,
 ) -> Agreed:
     """Return what the steward has approved, once the roster is sealed.
 
@@ -85,9 +86,11 @@ def agree(
         steward: is asked, unless an approval still holds.
         tell: is told what is waited for, whenever that changes.
         wait: sleeps; raises what ends the program.
+        meant: digest of the plan that is expected; None takes any that the steward approves.
 
     Raises:
-        PrivacyError: not approved; the policy or its ceiling refuses; the site was revoked.
+        PrivacyError: not approved; another plan than the one that was meant; the policy or its
+            ceiling refuses; the site was revoked.
         DataError: the coordinator does not know the site, or a file cannot be used.
         ProtocolError: the roster is not the coordinator's, or older than the one that is held.
     """
@@ -96,6 +99,7 @@ def agree(
     roster = hold(member, found)
     parameters = count_parameters(member.study)
     plan = plan_of(member, roster, parameters)
+    check_meant(plan.digest.hex(), meant)  # also where an approval holds
     given = approvals.load(member.folder / names.APPROVAL, identity.public)
     if given is None or not approvals.holds(given, plan.digest.hex(), roster):
         given = _ask(member, identity, policy, steward, roster, plan, given)
@@ -103,6 +107,15 @@ def agree(
     # Told again after every start: the coordinator may have been put back.
     _until(lambda: post.approve(given.plan, given.confirmed), tell, wait)
     return Agreed(roster, plan, parameters, given)
+
+
+def check_meant(plan: str, meant: str | None) -> None:
+    """Refuse a plan that is not the one whose digest was typed; PrivacyError."""
+    if meant not in (None, plan):
+        raise PrivacyError(
+            f"--approve: expected the plan {plan}, got another; nothing was approved",
+            "`fedward-site inspect` shows what there is to approve",
+        )
 
 
 def recall(member: Member, identity: Identity) -> Agreed:

@@ -21,6 +21,7 @@ from client.channel import Address
 from client.data.faults import LeftOut
 from client.data.holdout import SPLIT_KEY_BYTES
 from client.data.read import read_records
+from client.data.records import Records
 from client.journal import Journal
 from client.membership import Member, Membership, claimed, keep, make_room
 from client.policy import Policy, adopt, check, check_delta, load_policy
@@ -109,7 +110,14 @@ def _left_out(left_out: LeftOut) -> list[str]:
     ]
 
 
-def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
+def enrol(
+    token: str,
+    data: Path,
+    folder: Path,
+    tell: Tell,
+    *,
+    records: Callable[[], Records] | None = None,
+) -> Enrolment:
     """Become a member of the study that a token invites to.
 
     Asked again after any failure, also with the same token, it goes on with the same keys.
@@ -119,6 +127,7 @@ def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
         data: a file or folder of records.
         folder: of the site; made with mode 0700.
         tell: is told what is being done.
+        records: reads the records in the place of ``data``; simulations only.
 
     Raises:
         DataError: the token, the folder or the records; or the coordinator refuses the token.
@@ -141,13 +150,20 @@ def enrol(token: str, data: Path, folder: Path, tell: Tell) -> Enrolment:
         authority = fetch_authority(invitation)
         address = Address(invitation.host, invitation.port, authority)
         study_digest = invitation.study.hex()
-        post = Post(address, invitation.server, identity, invitation.site, study_digest)
+        post = Post(
+            address,
+            invitation.server,
+            identity,
+            invitation.site,
+            study_digest,
+            folder / names.JOURNAL,
+        )
         with closing(post):
             study = _study(post.look(invitation.secret, node.public), invitation)
             policy, proposed = _policy(folder, study)
             check(policy, study)
             tell(f"holding {data} against the study's data contract")
-            counts, left_out = _records(folder, study, data)
+            counts, left_out = _records(folder, study, data, records)
             check_delta(policy, study, counts.units)
             with Ledger(folder / names.LEDGER) as ledger:
                 adopt(policy, ledger)
@@ -260,8 +276,10 @@ def _policy(folder: Path, study: Study) -> tuple[Policy, float | None]:
     return policy, policy.ceiling.epsilon if policy.ceiling else None
 
 
-def _records(folder: Path, study: Study, data: Path) -> tuple[Counts, LeftOut]:
-    records = read_records(study, data, leave_out=True)
+def _records(
+    folder: Path, study: Study, data: Path, given: Callable[[], Records] | None
+) -> tuple[Counts, LeftOut]:
+    records = read_records(study, data, leave_out=True) if given is None else given()
     if not len(records):
         raise DataError(
             f"{data}: expected records that keep the study's data contract, found none of "

@@ -34,13 +34,16 @@ class Finding:
     absent: bool = False
 
 
-def found(name: str, limit_s: float, check: Callable[[], Finding]) -> Finding:
+def found(
+    name: str, limit_s: float, check: Callable[[], Finding], *, remote: bool = False
+) -> Finding:
     """Return the check's finding, or that it failed or did not end in time.
 
     Args:
         name: of the check.
         limit_s: after which it is left alone.
         check: an error of fedward that it raises is its finding.
+        remote: whether it waits for nothing but other machines, which are then away.
     """
     try:
         return within(limit_s, check)
@@ -48,7 +51,7 @@ def found(name: str, limit_s: float, check: Callable[[], Finding]) -> Finding:
         return failed(name, error)
     except TimeoutError:
         hint = "look at what it waits for: a disk or a network that does not answer"
-        return Finding(name, "failed", f"no result within {limit_s:g} s", hint)
+        return Finding(name, "failed", f"no result within {limit_s:g} s", hint, remote)
 
 
 def failed(name: str, error: FedwardError) -> Finding:

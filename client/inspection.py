@@ -16,7 +16,7 @@ from client.consent import held, packet_of, plan_of
 from client.membership import Member, load
 from client.packet import Packet, show
 from client.policy import load_policy
-from client.post import Post
+from client.post import post_of
 from privacy import identity as identities
 from privacy.errors import AbsentError
 from privacy.keys import Identity
@@ -70,15 +70,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
 
 
 def _asked(member: Member, identity: Identity) -> RosterFile:
-    with closing(
-        Post(
-            member.address(),
-            member.server,
-            identity,
-            member.membership.site,
-            member.membership.study,
-        )
-    ) as post:
+    with closing(post_of(member, identity)) as post:
         news = post.ask()
     if news.roster is None:
         there = ", ".join(one.name for one in news.sites if one.state != "invited")

@@ -9,7 +9,7 @@ from pathlib import Path
 from client import folder as names
 from client.journal import Journal
 from client.membership import Member, load
-from client.post import Post
+from client.post import post_of
 from privacy import identity as identities
 from privacy.errors import AbsentError, DataError
 from shared_models.durable import write_durably
@@ -47,15 +47,7 @@ def leave(member: Member) -> None:
             raise DataError(
                 f"{folder / names.LEFT}: cannot be written ({error.strerror}); nothing was left"
             ) from error
-    with closing(
-        Post(
-            member.address(),
-            member.server,
-            identity,
-            member.membership.site,
-            member.membership.study,
-        )
-    ) as post:
+    with closing(post_of(member, identity)) as post:
         try:
             post.leave()
         except AbsentError as error:

@@ -43,8 +43,8 @@ def line_checks(member: Member, identity: Identity) -> Iterator[Finding]:
     yield _proxy(address, proxy)
     host, port = (proxy.host, proxy.port) if proxy else (address.host, address.port)
     checks: tuple[Callable[[], Finding], ...] = (
-        lambda: found("name", NAME_S, lambda: _name(host, port)),
-        lambda: found("port", CONNECT_S + NAME_S, lambda: _port(host, port, address)),
+        lambda: found("name", NAME_S, lambda: _name(host, port), remote=True),
+        lambda: found("port", CONNECT_S + NAME_S, lambda: _port(host, port, address), remote=True),
     )
     for place, one in enumerate(checks):
         finding = one()

@@ -67,15 +67,17 @@ def _who_asks(packet: "Packet") -> Part:
         "Who asks",
         (
             f"The coordinator{where} asks the hospital {packet.site} to take part in the study "
-            f"{packet.study.name}. Its key, in six words:",
+            f"{packet.study.name}. The coordinator's key, in six words:",
             Rows((), ((packet.server,),), marked={0}),
+            "It is the key of the token with which this hospital enrolled, and cannot change. "
+            "Whoever gave you the token can read the words to you.",
         ),
     )
 
 
 def _what_is_learnt(packet: "Packet") -> Part:
     study = packet.study
-    data, target = study.data, study.data.columns[study.data.target]
+    data, target = study.data, study.data.columns[study.data.targets[0]]
     if isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
@@ -85,13 +87,13 @@ def _what_is_learnt(packet: "Packet") -> Part:
             learnt += f" (yes stands for {listed(data.positive)})"
     network = network_words(study.model_dump(mode="json"))
     spare = study.spare_attempts
-    more = f" Up to {_count(spare, 'attempt')} more may be made, where one fails." if spare else ""
+    more = f" Up to {_count(spare, 'more attempt')} may be made, where one fails." if spare else ""
     return Part(
         "What is learnt",
         (
-            f"To tell the column {data.target} of a record, {learnt}, from its other columns. "
-            f"What learns is {network} of {packet.parameters:,} numbers, which everyone who takes "
-            "part keeps at the end.",
+            f"To predict the column {listed(data.targets)} of a record, {learnt}, from its other "
+            f"columns. The model is {network} of {packet.parameters:,} numbers, and everyone who "
+            "takes part keeps it at the end.",
             f"{_count(study.rounds, 'round')} of training.{more} {_a_round(packet)}",
         ),
     )
@@ -103,7 +105,7 @@ def _a_round(packet: "Packet") -> str:
         raise ValueError("expected a private study")
     unit = privacy.unit
     drawn = (
-        f"all {unit}s that it trains on"
+        f"all of its {unit}s but those that are held out"
         if privacy.sampling_rate == 1
         else f"{unit}s drawn with chance {privacy.sampling_rate:g}"
     )
@@ -162,9 +164,10 @@ def _what_it_costs(packet: "Packet") -> Part:
         f"Epsilon for each {charge.unit} at delta {charge.delta:g}, against the server and "
         "everyone who has the model:",
         Rows((), tuple(lines), right={1}, marked={len(lines) - 1}),
-        f"Whoever knows everything else and wagers on whether {whose} took part is right half of "
-        f"the time without this study, and at most {_wager(charge.study, charge.delta)} of the "
-        "time with it.",
+        f"Somebody who knows everything but whether {whose} took part, and bets on it, is right "
+        "half of the time without this study, and at most "
+        f"{_wager(charge.study, charge.delta)} of the time with it. That is the limit in the worst "
+        "case, whatever else they know; smaller epsilons are safer.",
     ]
     if left is not None:
         blocks += [
@@ -208,8 +211,8 @@ def _what_leaves(packet: "Packet") -> Part:
             "vectors, and nowhere else.",
             "Besides: this approval with the names you confirmed, the length and the hash of this "
             "hospital's ledger and log, signs of life, and, when something is refused, a code of "
-            "a closed list. Times are not hidden: how long training takes, which hangs on the "
-            "number of records, can be seen.",
+            "a closed list. Times are not hidden: how long training takes, which depends "
+            "on the number of records, can be seen.",
         ),
     )
 
@@ -295,7 +298,7 @@ def _what_hospitals_see(packet: "Packet") -> Part:
             "All others together could take away all vectors but this hospital's: what it sent "
             f"would be seen with {left}.",
         ]
-    return Part("What one of them sees", tuple(blocks))
+    return Part("What another hospital sees", tuple(blocks))
 
 
 def _what_is_released(packet: "Packet") -> Part:

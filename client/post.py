@@ -1,18 +1,23 @@
 """A site's letters to the server, and their answers: what is said outside of the rounds.
 
-It decides nothing and keeps nothing; one call is one request, which ends in time.
+It decides nothing; one call is one request, which ends in time. A letter that tells something is in
+the site's log before it leaves; a question for news is not.
 """
 
 import hashlib
 import secrets
 import ssl
 from collections.abc import Collection
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
 
+from client import folder as names
 from client.channel import Address, Channel
+from client.journal import Journal
+from client.membership import Member
 from privacy.errors import AbsentError, DataError, FedwardError, PrivacyError, ProtocolError
 from privacy.heads import SignedHead
 from privacy.keys import Identity
@@ -41,7 +46,13 @@ class Post:
     """One site's line for letters; used by one thread."""
 
     def __init__(
-        self, address: Address, server: bytes, identity: Identity, site: str, study: str
+        self,
+        address: Address,
+        server: bytes,
+        identity: Identity,
+        site: str,
+        study: str,
+        journal: Path,
     ) -> None:
         """Send nothing yet.
 
@@ -51,6 +62,7 @@ class Post:
             identity: of this site, which signs the questions.
             site: its name.
             study: digest, in hexadecimal.
+            journal: the file of the site's log.
 
         Raises:
             DataError: as `client.channel.Channel`.
@@ -58,6 +70,9 @@ class Post:
         self._channel = Channel(address, letters.ANSWER_BYTES_MAX)
         self._server, self._identity = server, identity
         self._site, self._study = site, study
+        self._journal = journal
+        self._nonce = _nonce()  # of what is told: sent again, it is the same letter
+        self._noted: set[str] = set()
 
     def look(self, secret: bytes, node: bytes) -> letters.Enrolled:
         """Ask for the study of an invitation, which is not used up. Errors: as `ask`."""
@@ -96,7 +111,7 @@ class Post:
             letters.Approve(
                 study=self._study,
                 site=self._site,
-                nonce=_nonce(),
+                nonce=self._nonce,
                 plan=plan,
                 confirmed=tuple(confirmed),
             )
@@ -107,7 +122,7 @@ class Post:
 
         Errors: as `ask`.
         """
-        letter = letters.Leave(study=self._study, site=self._site, nonce=_nonce())
+        letter = letters.Leave(study=self._study, site=self._site, nonce=self._nonce)
         self._send(letter, known=("revoked",))
 
     def end(self) -> None:
@@ -123,7 +138,7 @@ class Post:
             letters.Enrol(
                 study=self._study,
                 site=self._site,
-                nonce=_nonce(),
+                nonce=self._nonce,
                 secret=secret.hex(),
                 public=self._identity.public.hex(),
                 node=node.decode("ascii"),
@@ -137,6 +152,8 @@ class Post:
     def _send(self, letter: Letter, known: tuple[letters.Reason, ...] = ()) -> Section:
         """Return the answer; a refusal is raised, but for reasons that change nothing."""
         question = letters.write(self._identity, letter)
+        if not isinstance(letter, letters.Ask):
+            self._note(letter, question)
         reply = self._channel.post(letters.PATH, dict, question, LETTER_S)
         if reply.status != 200:
             raise AbsentError(f"expected an answer to a letter, got HTTP status {reply.status}")
@@ -145,6 +162,32 @@ class Post:
             kind, hint = _REFUSALS[answer.reason]
             raise kind(f"refused by the coordinator: {letters.REASONS[answer.reason]}", hint)
         return answer
+
+    def _note(self, letter: letters.Enrol | letters.Approve | letters.Leave, data: bytes) -> None:
+        digest = letters.digest(data)
+        if digest not in self._noted:
+            look = isinstance(letter, letters.Enrol) and letter.look
+            with Journal(self._journal) as journal:
+                journal.note(
+                    "letter",
+                    letter="look" if look else letter.kind,
+                    bytes=len(data),
+                    sha256=digest,
+                )
+            self._noted.add(digest)
+
+
+def post_of(member: Member, identity: Identity) -> Post:
+    """Return a member's line; DataError as `Post`."""
+    about = member.membership
+    return Post(
+        member.address(),
+        member.server,
+        identity,
+        about.site,
+        about.study,
+        member.folder / names.JOURNAL,
+    )
 
 
 def fetch_authority(invitation: Invitation) -> bytes:

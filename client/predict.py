@@ -26,12 +26,11 @@ from client.data.records import Records
 from privacy.errors import DataError, FedwardError
 from shared_models import wording
 from shared_models.durable import write_durably
-from shared_models.inputs import loss_kind
-from shared_models.metrics import Figure, exact_metrics
+from shared_models.metrics import Figure
 from shared_models.model_file import DESCRIPTION, MODEL
 from shared_models.registry import build_network
 from shared_models.study import Study, parse_study
-from shared_models.tasks import predictions, target_range
+from shared_models.tasks import target_of
 
 BATCH = 1024  # records at once
 DESCRIPTION_BYTES_MAX = 1 << 22
@@ -69,10 +68,10 @@ class Predicted:
         lines = csv.writer(file, lineterminator="\n")
         classes = self.study.data.classes
         if not classes:
-            lines.writerow(["record", self.study.data.target])
+            lines.writerow(["record", *self.study.data.targets])
             lines.writerows([i, repr(one)] for i, one in enumerate(self.values.tolist(), 1))
             return
-        lines.writerow(["record", self.study.data.target, *(f"p({name})" for name in classes)])
+        lines.writerow(["record", *self.study.data.targets, *(f"p({name})" for name in classes)])
         best = self.values.argmax(axis=1)
         for number, row in enumerate(self.values.tolist(), 1):
             lines.writerow([number, classes[best[number - 1]], *(f"{one:.6f}" for one in row)])
@@ -93,8 +92,7 @@ def predict(model: Path, data: Path) -> Predicted:
     values = forward(study, network, records)
     figures = None
     if not why:
-        kind = loss_kind(study.data)
-        figures = exact_metrics(kind, study.data.classes, records.targets, values)
+        figures = target_of(study).exact_figures(records.targets, values)
     return Predicted(study, values, figures, why)
 
 
@@ -165,9 +163,10 @@ def read_answered(study: Study, data: Path) -> tuple[Records, str]:
 
 
 def unanswered(study: Study) -> Study:
-    """Return the study without the column of its target: how records without answers are read."""
-    columns = {name: one for name, one in study.data.columns.items() if name != study.data.target}
-    return study.model_copy(update={"data": study.data.model_copy(update={"columns": columns})})
+    """Return the study without its target's columns: how records without answers are read."""
+    data = study.data
+    columns = {name: one for name, one in data.columns.items() if name not in data.targets}
+    return study.model_copy(update={"data": data.model_copy(update={"columns": columns})})
 
 
 def forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:
@@ -175,7 +174,7 @@ def forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDA
     inputs = torch.from_numpy(records.inputs)
     with torch.no_grad():
         pieces = [network(part) for part in torch.split(inputs, BATCH)]
-    return predictions(loss_kind(study.data), torch.cat(pieces), target_range(study.data))
+    return target_of(study).predictions(torch.cat(pieces))
 
 
 def write_predictions(found: Predicted, out: Path | None) -> None:

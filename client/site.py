@@ -24,17 +24,14 @@ from privacy.heads import EMPTY
 from privacy.ledger import Ledger
 from privacy.ring import Ring
 from privacy.stream import KEY_BYTES, Stream
-from shared_models.cells import count_cells
 from shared_models.debits import Phase, sites_of, study_events
-from shared_models.inputs import loss_kind
 from shared_models.lanes import WEIGHT_SCALE, Lanes, count_training, site_weight
-from shared_models.noised_cells import count_noised_cells
 from shared_models.release import cell_noise, planned_evaluations
 from shared_models.ring import planned_attempts
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, moment_names
 from shared_models.study import Study
-from shared_models.tasks import target_range
+from shared_models.tasks import target_of
 
 # (purpose, round, step) -> 32 bytes; mode distributed has one step a round, and gives the attempt
 # in its place. A deployment ignores the arguments and asks the system.
@@ -191,15 +188,11 @@ class Site:
     def _evaluate(self, state: State, number: int, attempt: int) -> Contribution:
         self._debit("evaluate", number, attempt)
         held = self._records().held
-        data, noise = self._study.data, self._cells
-        kind, truth, bounds = loss_kind(data), held.targets.numpy(), target_range(data)
+        target, noise, truth = target_of(self._study), self._cells, held.targets.numpy()
         predicted = self._trainer.predict(state, held.inputs)
         if noise is None:
-            cells = count_cells(kind, data.classes, truth, predicted, bounds=bounds)
-            return Contribution(NO_VALUES, cells)
-        cells = count_noised_cells(
-            kind, data.classes, truth, predicted, held.patients, noise.step, bounds=bounds
-        )
+            return Contribution(NO_VALUES, target.count_cells(truth, predicted))
+        cells = target.count_noised_cells(truth, predicted, held.patients, noise.step)
         key = self._entropy("cells", number, attempt if isinstance(self._encoding, Ring) else 0)
         return Contribution(NO_VALUES, noise.encode(cells, Stream(key)))
 

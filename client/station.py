@@ -17,7 +17,7 @@ import torch
 from client import folder as names
 from client.app import make_app
 from client.audit import read_audit
-from client.consent import Agreed, Steward, agree, place_of, recall
+from client.consent import Agreed, Steward, agree, check_meant, place_of, recall
 from client.correspondence import Correspondence
 from client.data.faults import LeftOut
 from client.data.read import read_records
@@ -28,7 +28,7 @@ from client.lineage import Lineage
 from client.masked import KINDS, Participant
 from client.membership import Member, check_stays, claimed, load
 from client.policy import Policy, adopt, check, limit_threads, load_policy
-from client.post import Post
+from client.post import post_of
 from client.site import Entropy, Site, Split, system_entropy
 from client.site_log import KEPT, Tell, keep_bug, logged, once
 from client.split import split
@@ -95,6 +95,7 @@ def work(
     tell: Tell,
     watch: Watch = lambda _: None,
     *,
+    meant: str | None = None,
     records: Callable[[], Split] | None = None,
     entropy: Entropy = system_entropy,
 ) -> Ended:
@@ -105,18 +106,20 @@ def work(
         steward: is asked for the approval, unless one still holds.
         tell: is told what is waited for and what is new, one line each, as in the site's log.
         watch: is told where the study is, whenever that may have changed; in any thread.
+        meant: digest of the plan that is expected; as `client.consent.agree`.
         records: reads the records in the place of the enrolled file; simulations only.
         entropy: seeded; simulations only.
 
     Raises:
-        PrivacyError: not approved; the policy, the ledger or the log refuses; revoked, or left.
+        PrivacyError: not approved, or another plan than was meant; the policy, the ledger or the
+            log refuses; revoked, or left.
         DataError: the folder is none of an enrolled site, or a file cannot be used.
         ProtocolError: the study has stopped; what it left is in the folder all the same.
     """
     load(folder)  # a folder of nobody is left as it is
     with claimed(folder), logged(folder / names.LOG, tell):
         try:
-            ended = _Station(load(folder), steward, watch, records, entropy).run()
+            ended = _Station(load(folder), steward, watch, meant, records, entropy).run()
         except FedwardError as error:
             KEPT.error("ended: %s", error)
             raise
@@ -139,10 +142,12 @@ class _Station:
         member: Member,
         steward: Steward,
         watch: Watch,
+        meant: str | None,
         records: Callable[[], Split] | None,
         entropy: Entropy,
     ) -> None:
         self._member, self._steward, self._watch = member, steward, watch
+        self._meant = meant
         self._entropy, self._given_records = entropy, records
         self._identity = identities.load(member.folder / names.IDENTITY)
         self._split: Split | None = None
@@ -156,10 +161,13 @@ class _Station:
         check_stays(member)
         read_audit(member.folder)  # a past that was changed or cut is no ground to go on from
         if member.has(names.NOTICE):
-            return self._go_home(recall(member, identity))
+            agreed = recall(member, identity)
+            check_meant(agreed.approval.plan, self._meant)
+            return self._go_home(agreed)
         policy = self._policy()
-        with closing(self._post()) as post:
-            agreed = agree(member, identity, policy, post, self._steward, once(_LOG.info))
+        with closing(post_of(member, identity)) as post:
+            tell = once(_LOG.info)
+            agreed = agree(member, identity, policy, post, self._steward, tell, meant=self._meant)
         self._work(policy, agreed)
         if self._trouble is not None:
             raise self._trouble
@@ -178,16 +186,6 @@ class _Station:
             with Journal(folder / names.JOURNAL) as journal:
                 journal.note("policy", policy=policy.digest(), ledger=row.digest)
         return policy
-
-    def _post(self) -> Post:
-        member = self._member
-        return Post(
-            member.address(),
-            member.server,
-            self._identity,
-            member.membership.site,
-            member.membership.study,
-        )
 
     def _site(self, policy: Policy, agreed: Agreed, trainer: Trainer) -> Site:
         study = self._member.study
@@ -239,7 +237,7 @@ class _Station:
             closing(SiteStore(member.folder / names.PROTOCOL)) as store,
             Heads(member.folder / names.PEERS) as heads,
             Journal(member.folder / names.JOURNAL) as journal,
-            closing(self._post()) as post,
+            closing(post_of(member, self._identity)) as post,
         ):
             letters = Correspondence(
                 member,
@@ -290,6 +288,7 @@ class _Station:
                 message=kind,
                 round=_round_of(reply),
                 asked=asked,
+                asked_bytes=len(message),
                 bytes=len(reply),
                 sha256=hashlib.sha256(reply).hexdigest(),
                 approval=approval,

@@ -14,12 +14,11 @@ from client.traced import Gradient, gradient_by_autograd, traced_gradient
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.sampling import poisson_sample
 from privacy.stream import Stream
-from shared_models.inputs import loss_kind
 from shared_models.registry import build_network
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State
 from shared_models.study import Study
-from shared_models.tasks import predictions, record_losses, target_range
+from shared_models.tasks import target_of
 from shared_models.weights import Vector32, flatten_in_place, views
 
 BATCH_SIZE = 32  # of mode none when the study names local_steps without a batch size
@@ -74,18 +73,19 @@ class Trainer:
         if isinstance(study.privacy, NoPrivacy) != (mechanism is None):
             raise ValueError("expected a mechanism exactly when the study is private")
         self._study = study
-        self._kind = loss_kind(study.data)
-        self._bounds = target_range(study.data)
+        self._target = target_of(study)
         self._device = torch.device(device)
         self._network = build_network(study).to(self._device)
         self._network.train()
         self._flat = flatten_in_place(self._network)
         self._views = views(self._flat, self._network)
-        self._autograd = gradient_by_autograd(self._network, self._losses)
+        self._autograd = gradient_by_autograd(self._network, self._target.losses)
         self._traced: Gradient | None = None
         self._mechanism = mechanism
         self._private = (
-            None if mechanism is None else PrivateStep(self._network, self._losses, mechanism)
+            None
+            if mechanism is None
+            else PrivateStep(self._network, self._target.losses, mechanism)
         )
         self._noised = torch.empty_like(self._flat) if mechanism is not None else None
         self._stochastic = getattr(study.model, "dropout", 0.0) > 0
@@ -175,7 +175,7 @@ class Trainer:
                 self._network(part.to(self._device)) for part in torch.split(inputs, PREDICT_BATCH)
             ]
         self._network.train()
-        return predictions(self._kind, torch.cat(pieces).cpu(), self._bounds)
+        return self._target.predictions(torch.cat(pieces))
 
     def _start(self, state: State) -> torch.Tensor:
         # Virtual sites of one process receive the same state: convert it once.
@@ -260,7 +260,7 @@ class Trainer:
         if self._stochastic or len(targets) != (self._study.training.batch_size or BATCH_SIZE):
             return self._autograd
         if self._traced is None:
-            traced = traced_gradient(self._network, self._losses, inputs, targets)
+            traced = traced_gradient(self._network, self._target.losses, inputs, targets)
             self._traced = traced or self._autograd
         return self._traced
 
@@ -276,9 +276,6 @@ class Trainer:
             batch = _sample(records, rate, key, self._device)
             step(self._private.gradient(*batch, keys("noise", number), self._noised))
         return steps
-
-    def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return record_losses(self._kind, outputs, targets, self._bounds)
 
 
 def _sample(

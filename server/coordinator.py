@@ -42,8 +42,6 @@ from server.rounds import Exchange, Opened, Order, Summation, awaits_evaluation,
 from server.standing import HERE_S, Standing, read_checkpoint, released
 from server.store import ServerStore
 from shared_models import letters
-from shared_models.inputs import loss_kind
-from shared_models.metrics import METRICS as FIGURES
 from shared_models.notice import KIND as ENDED
 from shared_models.notice import REASONS, Notice, write_notice
 from shared_models.notice import Reason as End
@@ -52,6 +50,7 @@ from shared_models.sizes import answer_bytes
 from shared_models.steps import evaluation_due
 from shared_models.strategies import read_state, state_bytes, state_hash
 from shared_models.study import Study
+from shared_models.tasks import target_of
 
 TICK_S = 1.0  # how soon another shell's seal or revoke is followed
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - hospitals come from outside; the gateway lets nobody else in
@@ -61,15 +60,21 @@ _LOG = logging.getLogger("fedward.server")
 class Coordinator:
     """A study in this process."""
 
-    def __init__(self, folder: Folder, listen: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        listen: str | None = None,
+        watch: Callable[[Checkpoint], None] = lambda _: None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
             folder: of the study.
             listen: address of this machine; None: all of them, or loopback for a loopback host.
+            watch: is shown each checkpoint before it is kept; simulations only.
         """
         host = folder.settings.host
-        self._folder, self._study = folder, folder.study
+        self._folder, self._study, self._watch = folder, folder.study, watch
         self._listen = listen or (host if is_loopback(host) else _EVERYWHERE)
         self._books = Books(folder / BOOKS)
         self._now = read_checkpoint(folder)
@@ -210,6 +215,7 @@ class Coordinator:
         return None
 
     def _keep(self, checkpoint: Checkpoint) -> None:
+        self._watch(checkpoint)
         save(self._folder / CHECKPOINT, checkpoint)
         self._now = checkpoint
 
@@ -289,7 +295,7 @@ class _Rows:
     ) -> None:
         self._study, self._costs, self._books = study, costs, books
         self._path = folder / METRICS
-        names = FIGURES[loss_kind(study.data)]
+        names = target_of(study).metrics
         self._columns = ["round", "sites", "epsilon", *(f"released_{name}" for name in names)]
         done = start.state.round - awaits_evaluation(study, start)
         self._file = MetricsFile(self._path, self._columns, done)

@@ -29,13 +29,7 @@ def invite(folder: Folder, books: Books, site: str, days: int) -> tuple[str, int
         DataError: the name is none, is a site's already, or is too long beside the host's; or the
             roster is sealed. Nobody was invited.
     """
-    try:
-        _NAME.validate_python(site)
-    except ValidationError:
-        raise DataError(
-            f"{site!r}: expected a name of 1 to 64 letters, digits, dots, dashes and underscores, "
-            "beginning with a letter or digit; nobody was invited"
-        ) from None
+    check_name(site)
     expires = int(time.time()) + days * DAY_S
     settings = folder.settings
     invitation = Invitation(
@@ -50,6 +44,17 @@ def invite(folder: Folder, books: Books, site: str, days: int) -> tuple[str, int
     )
     write_token(invitation)  # before a secret is given out for a token that would be too long
     return write_token(replace(invitation, secret=books.invite(site, expires))), expires
+
+
+def check_name(site: str) -> None:
+    """Refuse a site's name that could be no folder and no line of a roster; DataError says so."""
+    try:
+        _NAME.validate_python(site)
+    except ValidationError:
+        raise DataError(
+            f"{site!r}: expected a name of 1 to 64 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit; nobody was invited"
+        ) from None
 
 
 def seal(folder: Folder, books: Books) -> Page:

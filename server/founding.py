@@ -41,7 +41,13 @@ _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 def found(
-    study: Study, path: Path, host: str, port: int, given: Certificates | None = None
+    study: Study,
+    path: Path,
+    host: str,
+    port: int,
+    given: Certificates | None = None,
+    *,
+    model_seed: int | None = None,
 ) -> tuple[Folder, str]:
     """Make the folder of a study.
 
@@ -51,6 +57,7 @@ def found(
         host: the name or address by which sites reach the coordinator.
         port: on that host.
         given: the network's certificates; None makes an authority of the study's own.
+        model_seed: draws the first weights; simulations only.
 
     Returns:
         The folder, and the SHA-256 of the authority that sites will pin.
@@ -64,7 +71,8 @@ def found(
     _check_host(host)
     planned_noise(study)
     # Public, and different each time: the first weights protect nothing.
-    network = build_network(study, int.from_bytes(os.urandom(8), "little") >> 1)
+    seed = int.from_bytes(os.urandom(8), "little") >> 1 if model_seed is None else model_seed
+    network = build_network(study, seed)
     first = first_state(study.aggregation, vector_of(network))
     try:
         if path.exists() and any(path.iterdir()):

@@ -79,7 +79,7 @@ def card(
         digest=study.digest(),
         plan=ending.plan,
         network=wording.network_words(results["study"]),
-        target=study.data.target,
+        target=", ".join(study.data.targets),
         task=study.task,
         classes=study.data.classes,
         shape=list(input_spec(study).shape),

@@ -168,7 +168,7 @@ AnyColumn = Annotated[
 class Data(Section):
     """The contract of every site's records, and how their files are laid out."""
 
-    target: str
+    target: str | tuple[str, ...]  # several where the task asks for several
     columns: dict[str, AnyColumn] = Field(min_length=1)
     positive: tuple[str, ...] = ()  # values of the target that count as "yes": makes it binary
     patient: str | None = None
@@ -181,10 +181,14 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        target = self.columns.get(self.target)
-        if not isinstance(target, NumberColumn | CategoryColumn):
-            raise ValueError(f"target: expected a number or category column, found {self.target!r}")
+        names = self.targets
+        if len(names) != len(set(names)) or not names:
+            raise ValueError("target: expected a column, or several, each once")
+        for name in names:
+            if isinstance(self.columns.get(name, None), IdColumn | None):
+                raise ValueError(f"target: expected a column, found {name!r}")
         if self.positive:
+            target = self.columns[names[0]] if len(names) == 1 else None
             if not isinstance(target, CategoryColumn):
                 raise ValueError("positive: expected a category target")
             unknown = sorted(set(self.positive) - set(target.values))
@@ -197,10 +201,15 @@ class Data(Section):
         return self
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the target's columns: one, or as many as the task asks for."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the network's outputs; () for a number."""
-        target = self.columns[self.target]
-        if not isinstance(target, CategoryColumn):
+        target = self.columns[self.targets[0]]
+        if len(self.targets) > 1 or not isinstance(target, CategoryColumn):
             return ()
         return ("no", "yes") if self.positive else target.values
 
@@ -210,7 +219,7 @@ class Data(Section):
         return {
             name: column
             for name, column in self.columns.items()
-            if name != self.target
+            if name not in self.targets
             and not isinstance(column, IdColumn)
             and getattr(column, "input", True)
         }

@@ -10,7 +10,6 @@ from privacy.errors import StudyError
 from shared_models.contract import (
     AnyColumn,
     CategoryColumn,
-    Data,
     ImageColumn,
     LettersColumn,
     NumberColumn,
@@ -85,20 +84,6 @@ def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:
         if column.missing == "indicator":
             names.append(f"{name} missing")
     return tuple(names)
-
-
-def outputs(study: Study) -> int:
-    """Return how many outputs: one a class, or one for two classes or a number."""
-    classes = study.data.classes
-    if len(classes) > 2:
-        return len(classes)
-    return study.model.outputs if classes else 1
-
-
-def loss_kind(data: Data) -> Literal["binary", "multiclass", "regression"]:
-    """Return what the target asks for."""
-    count = len(data.classes)
-    return "regression" if count == 0 else "binary" if count == 2 else "multiclass"
 
 
 def _only(study: Study, kind: type[C]) -> C:

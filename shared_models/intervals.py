@@ -8,11 +8,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.stats import norm, t
 
 LEVEL = 0.95
-_Z = float(norm.ppf(0.5 + LEVEL / 2))
+_Z = 1.959963984540054  # the normal quantile of (1 + LEVEL) / 2
 
 Limits = tuple[float | None, float | None]
 Numbers = npt.NDArray[np.float64]
@@ -41,6 +39,8 @@ def auc_limits(auc: float, negatives: int, positives: int) -> Limits:
     """
     if min(negatives, positives) < 1:
         return UNDEFINED
+    from scipy.optimize import brentq
+
     spread = (negatives + positives) / 2 - 1
 
     def gap(area: float) -> float:
@@ -73,6 +73,8 @@ def mean_limits(mean: float, mean_square: float, count: int, ceiling: float = ma
     """Return Student's limits of a mean of values in [0, ceiling], from its first two moments."""
     if count < 2:
         return UNDEFINED
+    from scipy.stats import t
+
     variance = max(0.0, mean_square - mean**2) * count / (count - 1)
     reach = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * math.sqrt(variance / count)
     return max(0.0, mean - reach), min(ceiling, mean + reach)

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shared_models.cells import cell_names
-from shared_models.inputs import loss_kind
-from shared_models.noised_cells import noised_cell_names
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study, is_exact
+from shared_models.tasks import target_of
 
 Lanes = npt.NDArray[np.int64]
 
@@ -29,8 +27,8 @@ def train_lanes(study: Study) -> tuple[str, ...]:
 
 def evaluate_lanes(study: Study) -> tuple[str, ...]:
     """Return the names of an evaluation's lanes: fewer where each carries noise."""
-    names = cell_names if is_exact(study) else noised_cell_names
-    return names(loss_kind(study.data), study.data.classes)
+    target = target_of(study)
+    return target.cell_names() if is_exact(study) else target.noised_cell_names()
 
 
 def site_weight(study: Study, site: str, records: int) -> float:

@@ -12,13 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 
 from shared_models.cells import (
     Cells,
@@ -153,6 +146,8 @@ def exact_metrics(
     truth, scores = class_scores(classes, targets, predictions)
     size = len(classes)
     if len(truth):
+        from sklearn.metrics import confusion_matrix
+
         confusion = confusion_matrix(truth, decisions(scores), labels=range(size)).astype(np.int64)
     else:
         confusion = np.zeros((size, size), dtype=np.int64)
@@ -221,6 +216,8 @@ def _accuracy(confusion: Cells) -> Figure:
     total = int(confusion.sum())
     if total == 0:
         return Figure(None, None, None, 0)
+    from sklearn.metrics import accuracy_score
+
     truth, decided = np.divmod(np.arange(confusion.size), len(confusion))
     share = float(accuracy_score(truth, decided, sample_weight=confusion.ravel()))
     return Figure(share, *proportion_limits(share, total), total)
@@ -233,6 +230,8 @@ def _rates(confusion: Cells) -> dict[str, Classwise]:
         empty = np.full(size, np.nan)
         nothing = Classwise(empty, empty, empty, np.zeros(size, dtype=np.int64))
         return dict.fromkeys(("precision", "sensitivity", "specificity", "f1"), nothing)
+    from sklearn.metrics import precision_recall_fscore_support
+
     truth, decided = np.divmod(np.arange(size * size), size)
     precision, recall, f1, _ = precision_recall_fscore_support(
         truth,
@@ -254,6 +253,8 @@ def _rates(confusion: Cells) -> dict[str, Classwise]:
 
 def _areas(rankings: Sequence[Ranking]) -> dict[str, Classwise]:
     """Return the areas under the ROC and the precision-recall curve of every ranking."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     auc, pr_auc = np.full((3, len(rankings)), np.nan), np.full((3, len(rankings)), np.nan)
     counts = np.zeros(len(rankings), dtype=np.int64)
     for k, (positive, scores, weights) in enumerate(rankings):

@@ -11,11 +11,11 @@ from torch import nn
 from privacy.errors import StudyError
 from shared_models.attention import build_attention
 from shared_models.cnn import build_cnn
-from shared_models.inputs import input_spec, outputs
+from shared_models.inputs import input_spec
 from shared_models.mlp import build_mlp
 from shared_models.recurrent import build_recurrent
 from shared_models.study import Study
-from shared_models.tasks import TASKS
+from shared_models.tasks import TASKS, target_of
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
@@ -51,7 +51,7 @@ def build_network(study: Study, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # The CPU generator alone: torch.manual_seed would reseed accelerators too, for good.
         torch.default_generator.manual_seed(seed)
-        return NETWORKS[study.model.name](study.model, spec, outputs(study))
+        return NETWORKS[study.model.name](study.model, spec, target_of(study).outputs)
 
 
 def count_parameters(study: Study) -> int:

@@ -13,14 +13,12 @@ from privacy.accounting import noise_multiplier
 from privacy.cell_noise import CellNoise, fit_cells
 from privacy.errors import StudyError
 from privacy.ring_accounting import RESERVED, covers
-from shared_models.inputs import loss_kind
 from shared_models.lanes import evaluate_lanes
-from shared_models.metrics import Figure, metrics_from_cells
-from shared_models.noised_cells import cell_sensitivity, metrics_from_noised_cells
+from shared_models.metrics import Figure
 from shared_models.ring import shares_of
 from shared_models.sections import DistributedPrivacy, NoPrivacy
 from shared_models.study import Study, is_exact
-from shared_models.tasks import target_range
+from shared_models.tasks import target_of
 
 
 def planned_evaluations(study: Study) -> int:
@@ -66,7 +64,7 @@ def _noise(study: Study, sites: int) -> CellNoise:
         study.evaluation.epsilon,
         privacy.delta,
         planned_evaluations(study),
-        cell_sensitivity(loss_kind(study.data)),
+        target_of(study).cell_sensitivity,
         len(evaluate_lanes(study)),
         sites,
         shares_of(study, sites).carriers if distributed else 1,
@@ -87,8 +85,7 @@ def released_figures(
     Raises:
         ValueError: the lanes are no sum of cells.
     """
-    data, noise = study.data, cell_noise(study, sites)
-    kind, bounds = loss_kind(data), target_range(data)
+    target, noise = target_of(study), cell_noise(study, sites)
     if noise is None:
-        return metrics_from_cells(kind, data.classes, lanes, bounds=bounds)
-    return metrics_from_noised_cells(kind, data.classes, lanes, noise, shares, bounds=bounds)
+        return target.figures_from_cells(lanes)
+    return target.figures_from_noised_cells(lanes, noise, shares)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import Data, Section
+from shared_models.contract import CategoryColumn, Data, NumberColumn, Section
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
@@ -46,6 +46,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
+        self._target_fits()
         self._training_fits()
         self._privacy_fits()
         aggregation, simulation = self.aggregation, self.simulation
@@ -82,6 +83,13 @@ class Study(Section):
                 f"found {aggregation.cohort}"
             )
         return self
+
+    def _target_fits(self) -> None:
+        target = self.data.columns[self.data.targets[0]]
+        if len(self.data.targets) > 1 or not isinstance(target, NumberColumn | CategoryColumn):
+            raise ValueError(
+                f"data.target: expected one number or category column, found {self.data.target!r}"
+            )
 
     def _training_fits(self) -> None:
         training, mode = self.training, self.privacy.mode

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, issparse
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from scipy.sparse import csr_array
 
 from client.training import Tensors, Trainer
-from shared_models.inputs import PADDING, InputSpec, input_spec, loss_kind
-from shared_models.metrics import Figure, exact_metrics
+from shared_models.inputs import PADDING, InputSpec, input_spec
+from shared_models.metrics import Figure
 from shared_models.sections import Aggregation, NoPrivacy
 from shared_models.strategies import State, first_state, next_state
 from shared_models.study import Study
+from shared_models.tasks import target_of
 from shared_models.weights import Vector32
 from simulations.pool import Pool
 from simulations.seeds import seeded_key
@@ -91,29 +89,11 @@ def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     spec = input_spec(study)
     x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
     unseen = features(spec, held.inputs.numpy())
-    kind, classes = loss_kind(study.data), study.data.classes
-    if kind == "regression":
-        return _measure(study, held, _fit(Ridge(1.0), x, y).predict(unseen))
-    present = np.unique(y)
-    scores = np.zeros((len(held), len(classes)))
-    if len(present) < 2:
-        scores[:, present] = 1.0
-    else:
-        strength = 1.0 if issparse(x) else 0.1  # counts scaled to [0, 1] want less shrinking
-        model = _fit(LogisticRegression(C=strength, max_iter=500), x, y)
-        scores[:, present] = model.predict_proba(unseen)
-    return _measure(study, held, scores)
-
-
-def _fit(estimator: object, x: Any, y: npt.NDArray[np.generic]) -> Any:
-    # Counts stay sparse: shifting them to a mean of 0 would fill every cell.
-    scaler = MaxAbsScaler() if issparse(x) else StandardScaler()
-    return make_pipeline(scaler, estimator).fit(x, y)
+    return _measure(study, held, target_of(study).linear(x, y, unseen))
 
 
 def _measure(study: Study, held: Tensors, predicted: npt.NDArray[np.float64]) -> Figures:
-    kind, classes = loss_kind(study.data), study.data.classes
-    return exact_metrics(kind, classes, held.targets.numpy(), predicted)
+    return target_of(study).exact_figures(held.targets.numpy(), predicted)
 
 
 def _mean(parts: list[Figures]) -> Figures:

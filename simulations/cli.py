@@ -35,7 +35,13 @@ Partition = Annotated[
     str | None,
     typer.Option(help="iid, dirichlet:ALPHA, quantity:ALPHA, column:NAME or files."),
 ]
-Engine = Annotated[str, typer.Option(help="local: all sites in this process and its workers.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="local|deploy",
+        help="local: all sites in this process and its workers; deploy: each a process, over TLS.",
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that train.")]
 Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where networks are trained.")]
 Set = Annotated[
@@ -79,8 +85,6 @@ def run(
 ) -> None:
     """Run one study on virtual sites."""
     with program.errors(PROGRAM, "go on with --resume"):
-        if engine != "local":
-            raise StudyError(f"--engine: expected local, found {engine!r}")
         if device not in {"cpu", "cuda"}:
             raise StudyError(f"--device: expected cpu or cuda, found {device!r}")
         overrides = list(set_ or [])
@@ -92,6 +96,7 @@ def run(
             data,
             overrides,
             out,
+            engine=engine,
             workers=workers,
             device=device,
             baselines=baselines,
@@ -117,6 +122,7 @@ def _run(
     overrides: list[str],
     out: Path | None,
     *,
+    engine: str = "local",
     workers: int = 1,
     device: str = "cpu",
     baselines: bool = False,
@@ -125,12 +131,15 @@ def _run(
     replace: bool = False,
 ) -> None:
     from shared_models.study import load_study
+    from simulations.engines import check_engine, check_same
     from simulations.folder import claim
 
     console = Console(stderr=True)
     study = load_study(path, overrides)
     out = out or Path("runs") / study.name
+    check_engine(engine, study, workers, device)
     claim(out, study, resume=resume, replace=replace)
+    check_same(engine, out)
     # Only now: torch and flwr take seconds to import, and a bad study should not wait for them.
     from server.metrics import read_metrics
     from simulations.outcome import write_outcome
@@ -140,16 +149,21 @@ def _run(
     from simulations.summary import print_summary
 
     with live_progress(console, study) as watch, _interruptible(watch) as watched:
-        outcome = simulate(
-            study,
-            data,
-            out,
-            workers=workers,
-            resume=resume,
-            with_baselines=baselines,
-            device=device,
-            watch=watched,
-        )
+        if engine == "deploy":
+            from simulations.deployed import deploy
+
+            outcome = deploy(study, data, out, with_baselines=baselines, watch=watched)
+        else:
+            outcome = simulate(
+                study,
+                data,
+                out,
+                workers=workers,
+                resume=resume,
+                with_baselines=baselines,
+                device=device,
+                watch=watched,
+            )
     if outcome.slow:
         console.print(f"note: {outcome.slow}", markup=False, highlight=False, soft_wrap=True)
     results = write_outcome(outcome, out)

@@ -10,6 +10,13 @@ from privacy.errors import DataError
 from shared_models.study import Study
 
 MARK = "run.digest"
+DEPLOY = "deploy"  # of a run as a deployment, and in it:
+STUDY = "study.toml"  # as it runs, with its seed
+COORDINATOR = "coordinator"  # the folder of fedward-server
+SITES = "sites"  # of fedward-site, a folder each
+TOKENS = "tokens"  # by which they enrol
+STATES = "states"  # of the evaluated rounds
+LOGS = "logs"  # what the processes wrote to stderr
 
 
 def claim(folder: Path, study: Study, *, resume: bool, replace: bool = False) -> None:

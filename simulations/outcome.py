@@ -23,13 +23,11 @@ from server.metrics import MetricsFile, read_metrics, write_rows
 from shared_models.cells import Targets
 from shared_models.durable import write_durably
 from shared_models.guarantee import cost, guarantee
-from shared_models.inputs import loss_kind
-from shared_models.metrics import METRICS, Figure, exact_metrics
+from shared_models.metrics import Figure
 from shared_models.model_file import DESCRIPTION, MODEL, description, json_bytes
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study
-from shared_models.tasks import target_range
-from simulations.curves import curves
+from shared_models.tasks import target_of
 from simulations.federation import Traffic
 
 Document = dict[str, object]
@@ -55,6 +53,7 @@ class Outcome:
         ring: of mode distributed, else None.
         peers: what `spent` is against sites that know their own noise; mode distributed only.
         slow: why private steps took the slow way, in one line; empty when they did not.
+        engine: what ran it.
     """
 
     study: Study
@@ -71,6 +70,7 @@ class Outcome:
     ring: Ring | None = None
     peers: Spent | None = None
     slow: str = ""
+    engine: str = "local"
 
     def figures(self) -> dict[str, Figure]:
         """Return the exact metrics of the released model on the pooled hold-out."""
@@ -83,18 +83,18 @@ class Outcome:
 
     def results(self) -> Document:
         """Return the content of results.json."""
-        data = self.study.data
-        kind = loss_kind(data)
+        target = target_of(self.study)
         last = self.checkpoint.history[-1] if self.checkpoint.history else {}
         rounds = self.checkpoint.state.round
         return {
             "study": self.study.model_dump(mode="json", exclude_none=True),
             "study_digest": self.study.digest(),
             "versions": {"python": platform.python_version(), **_versions()},
-            "engine": "local",
+            "engine": self.engine,
             "seed": self.study.simulation.seed,
             "sites": len(self.sites),
             "rounds": rounds,
+            "headline": target.headline,
             "metrics": _figures(self.figures()),
             "metrics_note": "exact figures on the pooled hold-out, which only a simulation knows",
             "released": last.get("released"),
@@ -103,10 +103,8 @@ class Outcome:
             and {name: _figures(figures) for name, figures in self.baselines.items()},
             "privacy": self.privacy(),
             "curves": {
-                **curves(
-                    kind, data.classes, self.targets, self.predictions, bounds=target_range(data)
-                ),
-                "positive": ", ".join(data.positive),
+                **target.curves(self.targets, self.predictions),
+                "positive": ", ".join(self.study.data.positive),
             },
             "costs": {
                 "wall_s": round(self.seconds, 3),
@@ -140,7 +138,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> Document:
 
 def open_metrics(study: Study, folder: Path, rounds: int) -> MetricsFile:
     """Open metrics.csv of a run that has ``rounds`` rounds behind it."""
-    names = METRICS[loss_kind(study.data)]
+    names = target_of(study).metrics
     columns = ("round", "sites", "epsilon", "train_loss", *names, *(f"released_{n}" for n in names))
     folder.mkdir(parents=True, exist_ok=True)
     return MetricsFile(folder / "metrics.csv", columns, rounds)
@@ -203,7 +201,7 @@ def _versions() -> dict[str, str]:
 def _exact(
     study: Study, targets: Targets, predictions: npt.NDArray[np.float64]
 ) -> dict[str, Figure]:
-    return exact_metrics(loss_kind(study.data), study.data.classes, targets, predictions)
+    return target_of(study).exact_figures(targets, predictions)
 
 
 def _figures(figures: Mapping[str, Figure]) -> Document:

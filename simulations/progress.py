@@ -14,9 +14,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from shared_models.inputs import loss_kind
-from shared_models.metrics import HEADLINE
 from shared_models.study import Study
+from shared_models.tasks import target_of
 from shared_models.wording import show_epsilon
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ NAME_MAX = 18  # longer names are cut, so that a line of 80 columns has room for
 @contextmanager
 def live_progress(console: Console, study: Study) -> Iterator[Callable[["Step"], None]]:
     """Show a bar over the rounds and yield what moves it."""
-    headline = HEADLINE[loss_kind(study.data)]
+    headline = target_of(study).headline
     name = study.name if len(study.name) <= NAME_MAX else study.name[: NAME_MAX - 1] + "…"
     columns = (
         SpinnerColumn(),

@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from privacy.errors import DataError
 from shared_models import wording
-from shared_models.metrics import HEADLINE
 from simulations import plots
 from simulations.wording import (
     BASELINES,
@@ -51,7 +50,7 @@ def write_report(results: Json, history: Rows, path: Path) -> None:
     """Write the report of one run.
 
     Args:
-        results: what results.json holds; its "curves" are those of `simulations.curves.curves`.
+        results: what results.json holds; its "curves" are those of the target.
         history: rows of metrics.csv: round, epsilon and metrics by name; texts are read as numbers.
         path: of the HTML file; written beside it first, then renamed.
 
@@ -85,7 +84,7 @@ def render_report(results: Json, history: Rows) -> str:
     rooms.filters["show_epsilon"] = wording.show_epsilon
     rooms.filters["label"] = wording.label
     curves = results.get("curves")
-    main = _main_metric(results, curves)
+    main = _main_metric(results)
     baselines = _baselines(results, main)
     released = results.get("released")
     rows = _metric_rows(results["metrics"], released)
@@ -123,10 +122,9 @@ def render_report(results: Json, history: Rows) -> str:
     )
 
 
-def _main_metric(results: Json, curves: Json | None) -> str:
+def _main_metric(results: Json) -> str:
     """Return the name of the metric that the report leads with."""
-    metrics = results["metrics"]
-    wanted = HEADLINE[curves["kind"]] if curves else "auc"
+    metrics, wanted = results["metrics"], str(results["headline"])
     return wanted if wanted in metrics else next(iter(metrics), "")
 
 

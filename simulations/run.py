@@ -22,13 +22,13 @@ from server.rounds import awaits_evaluation, run_rounds
 from shared_models.cells import Targets
 from shared_models.debits import Phase, planned_mechanism
 from shared_models.guarantee import planned_cost, unknown_noise
-from shared_models.inputs import loss_kind
-from shared_models.metrics import Figure, exact_metrics
+from shared_models.metrics import Figure
 from shared_models.model_file import model_bytes
 from shared_models.registry import build_network
 from shared_models.steps import site_encoding
 from shared_models.strategies import State, first_state
 from shared_models.study import Study
+from shared_models.tasks import target_of
 from shared_models.weights import vector_of
 from simulations.baselines import baselines
 from simulations.federation import Federation, Traffic, open_federation
@@ -99,7 +99,36 @@ def simulate(
     ]
     if study.evaluation.folds is not None:
         join_metrics([_folder(out, fold) for fold in range(study.evaluation.folds)], out)
-    measured = parts[0] if len(parts) == 1 else _joined(parts)
+    outcome = conclude(
+        study,
+        parts[0] if len(parts) == 1 else _joined(parts),
+        study,
+        out / "sites",
+        with_baselines=with_baselines,
+        watch=watch,
+    )
+    return replace(outcome, seconds=time.monotonic() - began)
+
+
+def conclude(
+    study: Study,
+    measured: "Measured",
+    debited: Study,
+    ledgers: Path,
+    *,
+    with_baselines: bool,
+    watch: Watch | None,
+) -> Outcome:
+    """Return what is known of a run whose rounds are over, its wall time left out.
+
+    Args:
+        study: as run.
+        measured: what the rounds gave; of folds, joined.
+        debited: the study as the sites' ledgers know it.
+        ledgers: a folder a site.
+        with_baselines: also train without federation.
+        watch: told of each step of those.
+    """
     lone = None
     if with_baselines:
         network = build_network(study, seeded_integer(study.simulation.seed, "model"))
@@ -108,14 +137,14 @@ def simulate(
             if watch is not None:
                 watch(Progress(number, study.rounds, {}, None, baseline=label))
 
-        lone = baselines(study, parts[0].pool, vector_of(network), tell)
+        lone = baselines(study, measured.pool, vector_of(network), tell)
     names = measured.pool.sites
     asked = study.aggregation.cohort or len(names)
     encoding = site_encoding(study, asked, len(measured.checkpoint.state.model))
     ring = encoding if isinstance(encoding, Ring) else None
     peers = None
     if ring is not None:
-        peers = spent_in(study, out / "sites", names, unknown_noise(ring))
+        peers = spent_in(debited, ledgers, names, unknown_noise(ring))
     return Outcome(
         study=study,
         sites=names,
@@ -124,9 +153,9 @@ def simulate(
         predictions=measured.predictions,
         site_index=measured.site_index,
         baselines=lone,
-        spent=spent_in(study, out / "sites", names),
+        spent=spent_in(debited, ledgers, names),
         traffic=measured.traffic,
-        seconds=time.monotonic() - began,
+        seconds=0.0,
         slow=measured.slow,
         model=measured.model,
         ring=ring,
@@ -135,7 +164,7 @@ def simulate(
 
 
 @dataclass(frozen=True)
-class _Fold:
+class Measured:
     """What one run of the rounds gave."""
 
     pool: Pool
@@ -157,7 +186,7 @@ def _one_fold(
     resume: bool,
     device: str,
     watch: Watch | None,
-) -> _Fold:
+) -> Measured:
     records = pool(study, gathered, fold)
     folder = _folder(out, fold)
     trainer = Trainer(study, planned_mechanism(study), device)
@@ -174,19 +203,26 @@ def _one_fold(
     federation = open_federation(
         study, records, trainer, folder / "sites", first, workers, start.state
     )
-    measure = _Measure(study, records, trainer)
+    measure = Measure(study, records, trainer)
     try:
         final = _rounds(study, start, federation, measure, folder, watch)
     finally:
         federation.close()
+    return measured_after(study, records, trainer, final, federation.traffic)
+
+
+def measured_after(
+    study: Study, records: Pool, trainer: Trainer, final: Checkpoint, traffic: Traffic
+) -> Measured:
+    """Return what rounds gave that ended with the checkpoint ``final``."""
     held = records.held()
-    return _Fold(
+    return Measured(
         pool=records,
         checkpoint=final,
         targets=held.targets.numpy(),
         predictions=trainer.predict(final.state, held.inputs),
         site_index=records.held_site(),
-        traffic=federation.traffic,
+        traffic=traffic,
         model=model_bytes(study, final.state),
         slow=trainer.fallback,
     )
@@ -206,23 +242,23 @@ def _folder(out: Path, fold: int | None) -> Path:
     return out if fold is None else out / f"fold-{fold + 1}"
 
 
-class _Measure:
+class Measure:
     """Exact figures of a model on the pooled hold-out: a simulation's own, never the server's."""
 
     def __init__(self, study: Study, records: Pool, trainer: Trainer) -> None:
         self._study, self._trainer, self._held = study, trainer, records.held()
 
     def __call__(self, state: State) -> dict[str, Figure]:
-        data = self._study.data
+        """Return the figures of the released model of a state."""
         predicted = self._trainer.predict(state, self._held.inputs)
-        return exact_metrics(loss_kind(data), data.classes, self._held.targets.numpy(), predicted)
+        return target_of(self._study).exact_figures(self._held.targets.numpy(), predicted)
 
 
 def _rounds(
     study: Study,
     start: Checkpoint,
     federation: Federation,
-    measure: _Measure,
+    measure: Measure,
     folder: Path,
     watch: Watch | None,
 ) -> Checkpoint:
@@ -274,7 +310,7 @@ def _rounds(
     return now
 
 
-def _joined(parts: list[_Fold]) -> _Fold:
+def _joined(parts: list[Measured]) -> Measured:
     """Pool the held-out predictions of all folds: every record is predicted exactly once."""
     traffic = Traffic(
         sum(part.traffic.bytes_up for part in parts),

@@ -33,7 +33,7 @@ def read_builtin(data: Data, faults: Faults) -> Table:
     else:
         bunch = datasets.load_digits()
         found = {"image": bunch.images}
-    found[data.target] = _texts(bunch.target_names)[bunch.target]
+    found[data.targets[0]] = _texts(bunch.target_names)[bunch.target]
     absent = [name for name in data.columns if name not in found]
     if absent:
         raise StudyError(

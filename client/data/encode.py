@@ -49,10 +49,10 @@ def encode(study: Study, table: Table) -> Records:
     numbered: dict[str, Floats] = {}
     for name, column in data.columns.items():
         if isinstance(column, CategoryColumn):
-            indices[name] = categories(table, name, column, refuse_missing=name == data.target)
+            indices[name] = categories(table, name, column, refuse_missing=name in data.targets)
             public[name] = np.array([*column.values, ""])[indices[name]]  # missing: -1, the last
         elif isinstance(column, NumberColumn) and name not in data.inputs:
-            numbered[name] = numbers(table, name, column, refuse_missing=name == data.target)
+            numbered[name] = numbers(table, name, column, refuse_missing=name in data.targets)
     targets = _targets(data, table, indices, numbered)
     inputs = _inputs(table, data, spec, indices)
     names = None if data.patient is None else texts(table, data.patient)
@@ -89,15 +89,16 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
 def _targets(
     data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
 ) -> Ints | Floats32:
-    column = data.columns.get(data.target)
+    (name,) = data.targets
+    column = data.columns.get(name)
     if column is None:  # a model is used where nobody knows the answer
         return np.zeros(table.length, dtype=np.int64)
     if not isinstance(column, CategoryColumn):
-        return numbered[data.target].astype(np.float32)
+        return numbered[name].astype(np.float32)
     if not data.positive:
-        return indices[data.target]
+        return indices[name]
     yes = np.array([value in data.positive for value in column.values], dtype=np.int64)
-    return yes[indices[data.target]]
+    return yes[indices[name]]
 
 
 def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints]) -> Floats32 | Ints:

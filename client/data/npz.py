@@ -83,7 +83,7 @@ def _table(
         columns[name] = _column(path, names[name], arrays[names[name]], column)
         if columns[name].dtype.kind in "US":
             columns[name], garbled[name] = _texts(columns[name], marks)
-    length = len(columns[data.target])
+    length = len(columns[data.targets[0]])
     for name, cells in columns.items():
         if len(cells) != length:
             raise DataError(

@@ -38,8 +38,9 @@ def read_png(root: Path, data: Data, faults: Faults) -> Table:
         StudyError: the study has other columns than one image and a category target.
     """
     name, image = _image_column(data)
-    target = data.columns[data.target]
-    if not isinstance(target, CategoryColumn):
+    answer = data.targets[0]
+    target = data.columns[answer]
+    if len(data.targets) > 1 or not isinstance(target, CategoryColumn):
         raise StudyError("data.target: expected a category column with folders of PNG")
     if image.channels not in MODES:
         raise StudyError(f"data.columns.{name}.channels: expected 1, 3 or 4 with PNG")
@@ -59,14 +60,14 @@ def read_png(root: Path, data: Data, faults: Faults) -> Table:
     classes[:] = [path.parent.name for path in whole]
     return Table(
         length=len(whole),
-        columns={name: pictures[: len(whole)], data.target: classes},
+        columns={name: pictures[: len(whole)], answer: classes},
         place=lambda row: str(whole[row]),
         faults=faults,
     )
 
 
 def _image_column(data: Data) -> tuple[str, ImageColumn]:
-    others = {name: column for name, column in data.columns.items() if name != data.target}
+    others = {name: column for name, column in data.columns.items() if name not in data.targets}
     if len(others) == 1:
         name, column = others.popitem()
         if isinstance(column, ImageColumn):

@@ -28,10 +28,10 @@ from client.explain.permutation import Importance, permutation_importance
 from client.explain.values import Inputs, written
 from client.predict import forward, load_model, read_answered, unanswered
 from privacy.errors import DataError
-from shared_models.inputs import PADDING, loss_kind
+from shared_models.inputs import PADDING
+from shared_models.label import label
 from shared_models.registry import build_network
 from shared_models.study import Study
-from shared_models.tasks import target_range
 
 RECORDS = 6  # explained one by one unless others are asked for: a page that can be read
 SEEDS = (1_000_003, 1_000_033, 1_000_037)  # of networks that learnt nothing
@@ -143,9 +143,8 @@ class Explanation:
         """Of the scores."""
         if self.study.data.classes:
             return "log-odds"
-        return (
-            getattr(self.study.data.columns[self.study.data.target], "unit", None) or "the target"
-        )
+        data = self.study.data
+        return getattr(data.columns[data.targets[0]], "unit", None) or "the target"
 
 
 def explain(model: Path, data: Path, numbers: Sequence[int] = ()) -> Explanation:
@@ -214,16 +213,16 @@ def _subject(
     predicted: npt.NDArray[np.float64],
 ) -> Subject:
     """Return the records to be asked about: of two classes the second, else the predicted one."""
-    kind = loss_kind(study.data)
+    answer = label(study)
     classes = np.ones(len(inputs), dtype=np.int64)
-    if kind == "multiclass":
+    if answer.kind == "multiclass":
         classes = predicted.argmax(axis=1)
     return Subject(
         network,
         torch.from_numpy(inputs),
         torch.from_numpy(classes),
-        kind,
-        target_range(study.data),
+        answer.kind,
+        answer.bounds,
         layout,
     )
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from client.explain.layout import Layout
 from shared_models.attention import Attention, SelfAttention
+from shared_models.cells import Kind
 from shared_models.inputs import PADDING
-from shared_models.tasks import LossKind
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,14 +40,14 @@ class Subject:
         inputs: (N, *shape) float32, or (N, L) int64 token ids.
         classes: (N,) int64, the class of each record that is explained; unused for a number.
         kind: of the target.
-        bounds: public range of a number target (`shared_models.tasks.target_range`).
+        bounds: public range of a number target (`shared_models.label.target_range`).
         layout: of the records.
     """
 
     network: nn.Module
     inputs: torch.Tensor
     classes: torch.Tensor
-    kind: LossKind
+    kind: Kind
     bounds: tuple[float, float]
     layout: Layout
 
@@ -107,7 +107,7 @@ def _embedding(
 
 
 def log_odds(
-    kind: LossKind, outputs: torch.Tensor, classes: torch.Tensor, bounds: tuple[float, float]
+    kind: Kind, outputs: torch.Tensor, classes: torch.Tensor, bounds: tuple[float, float]
 ) -> torch.Tensor:
     """Return log(p / (1 - p)) of each record's class, or the number in its own unit.
 

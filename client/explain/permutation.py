@@ -12,9 +12,8 @@ from torch import nn
 
 from client.data.records import Records
 from client.explain.layout import Group, Layout
-from shared_models.inputs import loss_kind
 from shared_models.study import Study
-from shared_models.tasks import record_losses, target_range
+from shared_models.tasks import target_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,7 +72,4 @@ def _mean_loss(
 ) -> float:
     with torch.no_grad():
         outputs = torch.cat([network(part) for part in torch.split(inputs, BATCH)])
-    losses = record_losses(
-        loss_kind(study.data), outputs, torch.from_numpy(targets), target_range(study.data)
-    )
-    return float(losses.mean())
+    return float(target_of(study).losses(outputs, torch.from_numpy(targets)).mean())

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.enrolment import Enrolment, enrol
 from client.membership import Member
-from client.post import Post
+from client.post import Post, post_of
 from privacy import identity as identities
 from privacy.keys import Identity
 from server import desk
@@ -130,9 +130,7 @@ class Hospital:
         self.name = found.member.membership.site
 
     def post(self) -> Post:
-        member = self.member
-        digest = member.membership.study
-        return Post(member.address(), member.server, self.identity, self.name, digest)
+        return post_of(self.member, self.identity)
 
 
 def join(one: Desk, folder: Path, *names: str, records: int = 40) -> list[Hospital]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 import threading
@@ -98,6 +99,20 @@ def test_a_connection_that_was_closed_while_idle_is_replaced_once(
     server.replies = [ok(b"two")]  # on a new connection: the first one ended with its reply
     assert post(channel).body == b"two"
     assert server.connections == 2
+
+
+def test_a_connection_that_ends_between_head_and_body_is_replaced_too(
+    server: Server, channel: Channel
+) -> None:
+    server.replies = [ok(b"one")]
+    assert post(channel).body == b"one"
+    assert channel._line is not None
+    ended = select.poll()
+    ended.register(channel._line.sock, select.POLLRDHUP)
+    assert ended.poll(10_000)
+    server.replies = [ok(b"two")]
+    # The head meets a reset, so that TLS can write no body.
+    assert channel.post("/path", dict, b"body", 10.0).body == b"two"
 
 
 def test_a_redirect_is_not_followed(server: Server, channel: Channel) -> None:

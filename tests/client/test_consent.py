@@ -1,5 +1,6 @@
 """From an enrolled site to an approved plan, against a real desk: who waits, who is asked, when."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -13,11 +14,13 @@ from client import consent
 from client.approval import Approval
 from client.consent import Agreed, agree, recall
 from client.journal import Journal
+from client.leaving import leave
 from client.packet import Packet
 from client.policy import load_policy
 from client.steward import Typed
 from privacy.errors import DataError, PrivacyError, ProtocolError
 from privacy.keys import identity as from_secret
+from shared_models import letters
 from shared_models import plan as plans
 from shared_models.fingerprint import fingerprint
 from shared_models.roster_file import Member, RosterFile, sign_roster
@@ -54,10 +57,11 @@ def ask(
     steward: consent.Steward,
     tell: Callable[[str], None] = lambda _: None,
     wait: Callable[[float], None] = lambda _: None,
+    meant: str | None = None,
 ) -> Agreed:
     policy = load_policy(site.folder / "policy.toml")
     with closing(site.post()) as post:
-        return agree(site.member, site.identity, policy, post, steward, tell, wait)
+        return agree(site.member, site.identity, policy, post, steward, tell, wait, meant)
 
 
 def kept(site: Hospital) -> Approval | None:
@@ -123,6 +127,40 @@ def test_what_is_approved_is_signed_logged_and_told(desk: Desk, tmp_path: Path) 
     assert [note["plan"] for note in noted(sites[0], "approve")] == [page.plan]
     own = next(one for one in steward.packets[0].hospitals if one.own)
     assert own.words == fingerprint(sites[0].identity.public)
+
+
+def test_each_letter_that_tells_something_is_in_the_log(desk: Desk, tmp_path: Path) -> None:
+    site = join(desk, tmp_path)[0]
+    desk.seal()
+    ask(site, Steward())
+    leave(site.member)
+    sent = [body for path, body in desk.asked if path == letters.PATH]
+    own = {
+        hashlib.sha256(body).hexdigest(): len(body)
+        for body, letter in zip(sent, map(letters.read_question, sent), strict=True)
+        if letter.site == "bonn" and not isinstance(letter, letters.Ask)
+    }
+    found = noted(site, "letter")
+    assert [note["letter"] for note in found] == ["look", "enrol", "approve", "leave"]
+    assert {note["sha256"]: note["bytes"] for note in found} == own
+
+
+def test_an_approval_that_is_told_again_is_one_letter(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = join(desk, tmp_path)[0]
+    desk.seal()
+    answer, told = desk.office.answer, []
+
+    def answer_the_third(data: bytes) -> bytes | None:
+        told.extend([data] * isinstance(letters.read_question(data), letters.Approve))
+        return None if len(told) in (1, 2) else answer(data)
+
+    monkeypatch.setattr(desk.office, "answer", answer_the_third)
+    ask(site, Steward())
+    assert desk.state("bonn") == "approved"
+    assert (len(told), len(set(told))) == (3, 1)
+    assert [note["letter"] for note in noted(site, "letter")] == ["look", "enrol", "approve"]
 
 
 def test_nobody_is_asked_again_while_the_approval_holds(desk: Desk, tmp_path: Path) -> None:
@@ -197,11 +235,15 @@ def test_a_digest_that_was_typed_for_another_plan_approves_nothing(
     plan = desk.seal().plan
     assert plan is not None
     with pytest.raises(PrivacyError, match="--approve: expected the plan"):
-        ask(sites[0], Typed("ab" * 32, "all"))
+        ask(sites[0], Typed("all"), meant="ab" * 32)
     with pytest.raises(DataError, match="--confirmed: expected names"):
-        ask(sites[0], Typed(plan, "mars,ulm"))
+        ask(sites[0], Typed("mars,ulm"), meant=plan)
     assert kept(sites[0]) is None
-    assert ask(sites[0], Typed(plan, " ulm, jena,")).approval.confirmed == ("jena", "ulm")
+    given = ask(sites[0], Typed(" ulm, jena,"), meant=plan).approval
+    assert given.confirmed == ("jena", "ulm")
+    with pytest.raises(PrivacyError, match="--approve: expected the plan"):
+        ask(sites[0], Typed("all"), meant="ab" * 32)  # although an approval holds
+    assert kept(sites[0]) == given
 
 
 def test_a_revoked_site_is_told_so(desk: Desk, tmp_path: Path) -> None:

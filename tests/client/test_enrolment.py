@@ -279,7 +279,7 @@ def test_a_study_that_is_over_is_put_aside_and_the_ledger_stays(
     assert not (folder / "left.json").exists()
     assert (folder / "identity.key").read_bytes() == identity
     with Journal(folder / "journal.db") as journal:
-        assert [note.kind for note in journal.rows()] == ["enrol", "enrol"]
+        assert [note.kind for note in journal.rows()] == ["letter", "enrol", "letter"] * 2
 
 
 def test_a_folder_in_which_another_works_is_left_alone(

@@ -9,16 +9,17 @@ from torch import nn
 
 from client.traced import Gradient, gradient_by_autograd, traced_gradient
 from shared_models import sections
+from shared_models.cells import Kind
 from shared_models.cnn import build_cnn
 from shared_models.inputs import InputSpec
+from shared_models.label import Label
 from shared_models.mlp import Mlp
-from shared_models.tasks import LossKind, record_losses
 
 Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def losses_of(kind: LossKind) -> Losses:
-    return lambda outputs, targets: record_losses(kind, outputs, targets)
+def losses_of(kind: Kind) -> Losses:
+    return Label(kind, (), 1).losses
 
 
 def batch(shape: Sequence[int], classes: int, rows: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +43,7 @@ def cnn(shape: tuple[int, ...], outputs: int, norm: Literal["none", "group"]) ->
     return build_cnn(section, InputSpec("image", shape), outputs)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], LossKind, tuple[int, ...], int]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Kind, tuple[int, ...], int]] = {
     "mlp, one logit": (lambda: Mlp(6, 1, (5, 4)), "binary", (6,), 2),
     "mlp, two logits": (lambda: Mlp(6, 2, (5,)), "binary", (6,), 2),
     "mlp, classes": (lambda: Mlp(6, 4, ()), "multiclass", (6,), 4),

@@ -16,13 +16,14 @@ from client.training import BATCH_SIZE, Keys, Tensors, Trainer, Update
 from privacy.accounting import noise_multiplier
 from privacy.dpsgd import Mechanism
 from shared_models.debits import planned_mechanism
+from shared_models.label import Label
 from shared_models.registry import build_network
 from shared_models.strategies import State, first_state
 from shared_models.study import Study, parse_study
-from shared_models.tasks import record_losses
 from shared_models.weights import load_vector, vector_of
 
 FEATURES = 4
+BINARY = Label("binary", ("no", "yes"), 1)
 PRIVATE: dict[str, object] = {
     "mode": "local",
     "noise_multiplier": 1.0,
@@ -98,7 +99,7 @@ def bare_loop(
     start, steps = vector_of(network), optimizer(network)
     for rows in batches:
         steps.zero_grad()
-        loss = record_losses("binary", network(found.inputs[rows]), found.targets[rows]).mean()
+        loss = BINARY.losses(network(found.inputs[rows]), found.targets[rows]).mean()
         if extra is not None:
             loss = loss + extra(network, before)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -192,7 +193,7 @@ def test_the_loss_is_summed_over_the_records_that_were_seen() -> None:
     given = study({"learning_rate": 1e-9, "local_epochs": 2, "batch_size": 8})
     network, found = build_network(given), records(20)
     load_vector(network, begin(given).model.astype(np.float32))
-    each = record_losses("binary", network(found.inputs), found.targets).sum().detach()
+    each = BINARY.losses(network(found.inputs), found.targets).sum().detach()
     update = train(given, found)
     assert update.records == 40
     assert update.loss == pytest.approx(2 * float(each), rel=1e-5)  # 40 float32 sums
@@ -407,7 +408,7 @@ def test_scaffold_is_algorithm_1_with_option_two() -> None:
     load_vector(network, state.model.astype(np.float32))
     plain = records(20)
     for rows in batches:
-        loss = record_losses("binary", network(plain.inputs[rows]), plain.targets[rows]).mean()
+        loss = BINARY.losses(network(plain.inputs[rows]), plain.targets[rows]).mean()
         parts = torch.autograd.grad(loss, list(network.parameters()))
         gradient = torch.cat([part.reshape(-1) for part in parts]).numpy()
         load_vector(network, vector_of(network) - np.float32(0.1) * (gradient - mine + server))
@@ -477,9 +478,8 @@ def naive_private_step(given: Study, found: Tensors, bound: float, denominator: 
     load_vector(network, begin(given).model.astype(np.float32))
     total = np.zeros(len(begin(given).model))
     for row in range(len(found)):
-        loss = record_losses(
-            "binary", network(found.inputs[row : row + 1]), found.targets[row : row + 1]
-        )
+        one = slice(row, row + 1)
+        loss = BINARY.losses(network(found.inputs[one]), found.targets[one])
         parts = torch.autograd.grad(loss.sum(), list(network.parameters()))
         gradient = torch.cat([part.reshape(-1) for part in parts]).double().numpy()
         total += gradient * min(1.0, bound / float(np.linalg.norm(gradient)))

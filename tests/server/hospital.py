@@ -56,6 +56,7 @@ class Hospital:
             self.identity,
             self.name,
             self.invitation.study.hex(),
+            folder / "journal.db",
         )
         self.records = records
         self.stop = threading.Event()

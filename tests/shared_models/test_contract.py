@@ -103,8 +103,14 @@ def test_a_kind_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize("target", ["who", "nobody"])
-def test_a_target_is_a_number_or_a_category(target: str) -> None:
-    with pytest.raises(ValidationError, match="target: expected a number or category column"):
+def test_a_target_is_a_column_that_says_something(target: str) -> None:
+    with pytest.raises(ValidationError, match=f"target: expected a column, found '{target}'"):
+        contract(target=target)
+
+
+@pytest.mark.parametrize("target", [(), ("age", "age")])
+def test_several_targets_are_different_columns(target: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="target: expected a column, or several, each once"):
         contract(target=target)
 
 

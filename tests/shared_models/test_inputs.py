@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from privacy.errors import StudyError
-from shared_models.inputs import InputSpec, input_spec, loss_kind, outputs
+from shared_models.inputs import InputSpec, input_spec
+from shared_models.label import label
 from shared_models.study import Study, parse_study
 
 Document = dict[str, Any]
@@ -126,11 +127,11 @@ def test_columns_that_a_task_cannot_use_are_refused(
 )
 def test_the_target_fixes_loss_and_outputs(target: Document, kind: str, count: int) -> None:
     found = study("tabular", target=target, age=AGE)
-    assert (loss_kind(found.data), outputs(found)) == (kind, count)
+    assert (label(found).kind, label(found).outputs) == (kind, count)
 
 
 @pytest.mark.parametrize(("target", "count"), [(ILL, 2), (PAIN, 3), (AGE, 1)])
 def test_two_outputs_are_for_two_classes_only(target: Document, count: int) -> None:
     document = study("tabular", target=target, age=AGE).document()
     document["model"]["outputs"] = 2
-    assert outputs(parse_study(document)) == count
+    assert label(parse_study(document)).outputs == count

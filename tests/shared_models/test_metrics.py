@@ -1,5 +1,8 @@
 """Metrics: cells against exact predictions, known answers, coverage of the intervals."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -290,3 +293,12 @@ def test_mean_limits_cover_about_95_percent():
         return mean_limits(values.mean(), (values**2).mean(), 80)
 
     assert 0.915 <= coverage(draw, 2.0) <= 0.985
+
+
+def test_scipy_and_scikit_learn_are_imported_for_figures_alone() -> None:
+    code = (
+        "import sys, shared_models.metrics, shared_models.plan\n"
+        "print(sorted({'scipy', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"

@@ -728,3 +728,10 @@ def test_another_form_is_no_canonical_study(change: Callable[[str], str]) -> Non
     document["data"]["columns"]["patient"] = {"kind": "id"}
     with pytest.raises(StudyError):
         read_canonical(change(parse_study(document).canonical()))
+
+
+@pytest.mark.parametrize("target", [["disease", "age"], "scan"])
+def test_a_label_is_one_number_or_category(target: object) -> None:
+    document = changed(example(), "data.target", target)
+    document["data"]["columns"]["scan"] = {"kind": "image", "height": 8, "width": 8}
+    assert "data.target: expected one number or category column" in refusal(document)

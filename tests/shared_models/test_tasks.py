@@ -10,21 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared_models.cells import Kind
 from shared_models.contract import AnyColumn, Data
+from shared_models.label import UNSCALED, Label, target_range
 from shared_models.registry import build_network
 from shared_models.study import Study, load_study
-from shared_models.tasks import (
-    TASKS,
-    LossKind,
-    Task,
-    predictions,
-    record_losses,
-    target_range,
-)
+from shared_models.tasks import TASKS, Task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 LOGIT = st.floats(-20, 20, width=32)
+
+
+def target(kind: Kind, bounds: tuple[float, float] = UNSCALED) -> Label:
+    classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "regression": ()}[kind]
+    return Label(kind, classes, max(1, len(classes)), bounds)
 
 
 @settings(max_examples=50, deadline=None)
@@ -37,7 +37,7 @@ def test_binary_loss_is_minus_the_log_of_the_predicted_probability(
     expected = [math.log1p(math.exp(-z if y else z)) for z, y in rows]
     # rtol 1e-5, atol 1e-6: float32 of a loss up to 20
     np.testing.assert_allclose(
-        record_losses("binary", outputs, targets).numpy(), expected, rtol=1e-5, atol=1e-6
+        target("binary").losses(outputs, targets).numpy(), expected, rtol=1e-5, atol=1e-6
     )
 
 
@@ -48,25 +48,27 @@ def test_many_class_loss_agrees_with_the_predictions(
 ) -> None:
     outputs = torch.tensor([row[:3] for row in rows])
     targets = torch.tensor([row[3] for row in rows])
-    chosen = predictions("multiclass", outputs)[np.arange(len(rows)), targets.numpy()]
+    chosen = target("multiclass").predictions(outputs)[np.arange(len(rows)), targets.numpy()]
     np.testing.assert_allclose(
-        record_losses("multiclass", outputs, targets).numpy(), -np.log(chosen), rtol=1e-4, atol=1e-5
+        target("multiclass").losses(outputs, targets).numpy(), -np.log(chosen), rtol=1e-4, atol=1e-5
     )
 
 
 def test_one_logit_and_two_logits_say_the_same() -> None:
     one, two = torch.tensor([[1.5], [-3.0]]), torch.tensor([[0.0, 1.5], [2.0, -1.0]])
     targets = torch.tensor([1, 1])
-    np.testing.assert_allclose(predictions("binary", one), predictions("binary", two), rtol=1e-6)
+    np.testing.assert_allclose(
+        target("binary").predictions(one), target("binary").predictions(two), rtol=1e-6
+    )
     torch.testing.assert_close(
-        record_losses("binary", one, targets), record_losses("binary", two, targets)
+        target("binary").losses(one, targets), target("binary").losses(two, targets)
     )
 
 
 @settings(max_examples=50, deadline=None)
 @given(logits=st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=5))
 def test_binary_predictions_are_two_probabilities(logits: list[float]) -> None:
-    rows = predictions("binary", torch.tensor([[z] for z in logits]))
+    rows = target("binary").predictions(torch.tensor([[z] for z in logits]))
     assert rows.shape == (len(logits), 2)
     assert rows.dtype == np.float64
     assert ((rows >= 0) & (rows <= 1)).all()
@@ -84,33 +86,33 @@ def test_number_loss_is_the_squared_error_in_half_ranges(
     low: float, span: float, share: float, output: float
 ) -> None:
     bounds = (low, low + span)
-    outputs, target = torch.tensor([[output]]), low + share * span
-    predicted = predictions("regression", outputs, bounds)
+    outputs, number = torch.tensor([[output]]), low + share * span
+    predicted = target("regression", bounds).predictions(outputs)
     assert predicted.shape == (1,)
-    loss = record_losses("regression", outputs, torch.tensor([target]), bounds)
-    expected = ((predicted[0] - target) / (span / 2)) ** 2
+    loss = target("regression", bounds).losses(outputs, torch.tensor([number]))
+    expected = ((predicted[0] - number) / (span / 2)) ** 2
     # 1e-3: a float32 target of a thousand, less its low end, over a span of one
     assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_a_perfect_output_has_no_loss_at_either_end_of_the_range() -> None:
     ends = torch.tensor([[-1.0], [1.0]])
-    assert record_losses("regression", ends, torch.tensor([18.0, 100.0]), (18, 100)).tolist() == [
+    assert target("regression", (18, 100)).losses(ends, torch.tensor([18.0, 100.0])).tolist() == [
         0.0,
         0.0,
     ]
-    assert predictions("regression", ends, (18, 100)).tolist() == [18.0, 100.0]
+    assert target("regression", (18, 100)).predictions(ends).tolist() == [18.0, 100.0]
 
 
 @pytest.mark.parametrize(("kind", "width"), [("binary", 1), ("multiclass", 4), ("regression", 1)])
-def test_a_batch_without_records_has_no_losses(kind: LossKind, width: int) -> None:
+def test_a_batch_without_records_has_no_losses(kind: Kind, width: int) -> None:
     targets = torch.zeros(0, dtype=torch.float32 if kind == "regression" else torch.int64)
-    assert record_losses(kind, torch.zeros(0, width), targets).shape == (0,)
+    assert target(kind).losses(torch.zeros(0, width), targets).shape == (0,)
 
 
 def test_predictions_keep_no_gradient() -> None:
     outputs = torch.ones(1, 1, requires_grad=True)
-    assert isinstance(predictions("binary", outputs), np.ndarray)
+    assert isinstance(target("binary").predictions(outputs), np.ndarray)
 
 
 def test_the_range_of_a_number_target_is_the_studys() -> None:

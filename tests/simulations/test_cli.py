@@ -160,6 +160,38 @@ def test_a_finished_run_may_be_resumed(program: Program, tmp_path: Path) -> None
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == model
 
 
+MASKED = ("--set", "aggregation.masking=fsa1")
+UNDEPLOYABLE = {
+    "mode none": (3, ("study.toml", *MASKED), "privacy.mode: expected local or distributed"),
+    "masking none": (3, ("private.toml",), "aggregation.masking: expected fsa1"),
+    "cohort": (3, ("private.toml", *MASKED, "--set", "aggregation.cohort=3"), "cohort: expected 0"),
+    "workers": (2, ("private.toml", *MASKED, "--workers", "2"), "--workers: expected none"),
+    "device": (2, ("private.toml", *MASKED, "--device", "cuda"), "--device: expected cpu"),
+}
+
+
+@pytest.mark.parametrize("what", list(UNDEPLOYABLE))
+def test_what_no_deployment_can_do_is_refused_before_anything_is_made(
+    what: str, program: Program, tmp_path: Path
+) -> None:
+    code, words, said = UNDEPLOYABLE[what]
+    options = ("--data", "toy.csv", "--engine", "deploy", "--out", "out")
+    ended = program("run", *words, *options)
+    assert said in refused(ended, code)
+    assert ended.err.endswith("hint: --engine local runs it\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_resumed_by_the_engine_that_began_it(program: Program, tmp_path: Path) -> None:
+    words = ("run", "private.toml", *MASKED, "--data", "toy.csv", "--out", "out")
+    assert program(*words).code == 0
+    said = refused(program(*words, "--resume", "--engine", "deploy"))
+    assert said == "out: expected a run of --engine deploy, found one of local; nothing was run"
+    (tmp_path / "out" / "checkpoint").rename(tmp_path / "out" / "deploy")
+    said = refused(program(*words, "--resume"))
+    assert said == "out: expected a run of --engine local, found one of deploy; nothing was run"
+
+
 def test_tasks_are_data_on_stdout(program: Program) -> None:
     ended = program("tasks")
     assert (ended.code, ended.err) == (0, "")

@@ -16,13 +16,12 @@ import torch
 from privacy.accounting import epsilon
 from privacy.ledger import Ledger
 from server.metrics import MetricsFile, read_metrics
-from shared_models.inputs import loss_kind
-from shared_models.metrics import METRICS, exact_metrics
+from shared_models.metrics import METRICS
 from shared_models.model_file import json_bytes
 from shared_models.noised_cells import BINS
 from shared_models.registry import build_network
 from shared_models.study import Study, load_study
-from shared_models.tasks import predictions, target_range
+from shared_models.tasks import target_of
 from simulations.outcome import join_metrics, write_outcome
 from simulations.pool import gather, pool
 from simulations.run import simulate
@@ -119,11 +118,8 @@ def test_the_model_file_gives_the_metrics_of_the_results(left: Left, toy_csv: Pa
     network.eval()
     held = pool(study, gather(study, toy_csv)).held()
     with torch.no_grad():
-        predicted = predictions(
-            loss_kind(study.data), network(held.inputs), target_range(study.data)
-        )
-    kind, classes = loss_kind(study.data), study.data.classes
-    figures = exact_metrics(kind, classes, held.targets.numpy(), predicted)
+        predicted = target_of(study).predictions(network(held.inputs))
+    figures = target_of(study).exact_figures(held.targets.numpy(), predicted)
     for name, figure in figures.items():
         assert results["metrics"][name]["value"] == pytest.approx(figure.value, abs=1e-6)
 

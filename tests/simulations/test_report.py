@@ -12,9 +12,9 @@ from scipy.special import expit
 
 from privacy.errors import DataError
 from shared_models.cells import count_cells
-from shared_models.metrics import METRICS, exact_metrics, metrics_from_cells
+from shared_models.curves import curves
+from shared_models.metrics import HEADLINE, METRICS, exact_metrics, metrics_from_cells
 from shared_models.wording import LABELS, epsilon_words, show, show_epsilon
-from simulations.curves import curves
 from simulations.report import render_report, write_report
 from simulations.summary import print_summary
 from simulations.wording import COVERS
@@ -61,6 +61,7 @@ def run(kind="binary", mode="local", masking="fsa1", name="heart-2026", sites=5)
         "seed": 7,
         "sites": [f"site-{k}" for k in range(sites)],
         "rounds": 20,
+        "headline": HEADLINE[kind],
         "metrics": {key: dataclasses.asdict(figure) for key, figure in figures.items()},
         "released": None,
         "sites_metrics": {f"site-{k}": {"n": 24} | values for k in range(sites)},

@@ -11,7 +11,7 @@ import pytest
 from client.training import Trainer
 from privacy.ledger import Ledger
 from shared_models.cells import count_cells
-from shared_models.inputs import loss_kind
+from shared_models.label import label
 from shared_models.metrics import METRICS, auc_binning_error
 from shared_models.registry import build_network
 from shared_models.sections import SITES_MIN
@@ -388,7 +388,7 @@ def test_one_record_a_site_runs(run: Run, toy_csv: Path, tmp_path: Path) -> None
 
 def test_a_number_target_runs(run: Run) -> None:
     outcome = run(**{"data.target": "age", "rounds": 6})
-    assert loss_kind(outcome.study.data) == "regression"
+    assert label(outcome.study).kind == "regression"
     mae = outcome.figures()["mae"].value
     assert mae is not None
     assert math.isfinite(mae)

@@ -75,7 +75,7 @@ def test_a_wrong_study_is_refused_and_leaves_nothing(
 
 
 OPTIONS = {
-    "engine": (("--engine", "ray"), "--engine: expected local, found 'ray'"),
+    "engine": (("--engine", "ray"), "--engine: expected local or deploy, found 'ray'"),
     "sites": (("--sites", "2"), "simulation.sites"),
     "partition": (("--partition", "banana"), "simulation.partition"),
     "no such option": (("--banana",), "No such option"),

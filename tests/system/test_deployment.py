@@ -119,7 +119,9 @@ def test_the_audit_accounts_for_every_byte(study: Study) -> None:
     found = json.loads(audit.out)
     sent = [note for note in found["notes"] if note["kind"] == "sent"]
     assert {note["approval"] for note in sent} == {study.plan}
-    assert found["bytes_sent"] == sum(note["bytes"] for note in sent)
+    told = [note for note in found["notes"] if note["kind"] == "letter"]
+    assert [note["letter"] for note in told] == ["look", "enrol", "approve"]
+    assert found["bytes_sent"] == sum(note["bytes"] for note in (*told, *sent))
     vectors = [note for note in sent if note["message"] == "cohort"]
     assert [note["round"] for note in vectors] == [1, 2, 3, 4, 5, 5]  # the last: an evaluation
     # What was debited before: the policy, and one row an attempt.

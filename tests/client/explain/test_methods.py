@@ -17,9 +17,9 @@ from client.explain.methods import (
     log_odds,
     rank_correlation,
 )
-from shared_models.inputs import input_spec, loss_kind
+from shared_models.inputs import input_spec
+from shared_models.label import UNSCALED, label
 from shared_models.study import Study
-from shared_models.tasks import UNSCALED
 from tests.client.explain.models import (
     ANSWER,
     LINEAR,
@@ -80,7 +80,7 @@ def subject_of(study: Study, network: torch.nn.Module, inputs: Any = None) -> Su
         network,
         torch.as_tensor(inputs),
         torch.as_tensor(classes),
-        loss_kind(study.data),
+        label(study).kind,
         bounds,
         layout_of(study),
     )

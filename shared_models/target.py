@@ -1,0 +1,112 @@
+"""What a study's target asks of a model, as every program sees it: losses, predictions, figures.
+
+Each kind of target is one file that has a class of these methods, and one entry in `tasks`. It
+reads no file and trains nothing. Torch comes in only with losses and predictions: programs
+that have none ask for lanes and figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from privacy.cell_noise import CellNoise
+    from shared_models.metrics import Figure
+
+Array = npt.NDArray[Any]
+Answers = npt.NDArray[np.float64]  # predictions: (N, ...), the meaning is the target's
+Cells = npt.NDArray[np.int64]
+Figures = dict[str, "Figure"]
+
+
+class Target(Protocol):
+    """One kind of answer."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the answers' columns; () where there are none."""
+
+    @property
+    def outputs(self) -> int:
+        """K: how many numbers the network gives for a record."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures, in the order in which they are shown."""
+
+    @property
+    def headline(self) -> str:
+        """The figure that a report leads with."""
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return (B,) losses; none depends on another record.
+
+        Args:
+            outputs: (B, K) float32, as the network returned them.
+            targets: (B, ...) as the site's reader made them.
+        """
+
+    def predictions(self, outputs: torch.Tensor) -> Answers:
+        """Return what (B, K) outputs mean to a person."""
+
+    def cell_names(self) -> tuple[str, ...]:
+        """Return the name of every cell of an exact evaluation, in order."""
+
+    def count_cells(self, targets: Array, predictions: Answers) -> Cells:
+        """Count one site's held-out records; the cells of a union are the sum of the cells.
+
+        Raises:
+            DataError: a prediction is not finite.
+        """
+
+    def figures_from_cells(self, cells: Cells) -> Figures:
+        """Return the metrics of a sum of cells.
+
+        Raises:
+            ValueError: ``cells`` is no such vector.
+        """
+
+    def noised_cell_names(self) -> tuple[str, ...]:
+        """Return the name of every cell of an evaluation under privacy: few, each with noise."""
+
+    @property
+    def cell_sensitivity(self) -> float:
+        """The largest L2 norm of one unit's noised cells, in counts."""
+
+    def count_noised_cells(
+        self, targets: Array, predictions: Answers, units: npt.NDArray[np.int64] | None, step: int
+    ) -> Cells:
+        """Count one site's held-out units in steps of ``step`` a count, before noise.
+
+        Args:
+            targets: (N, ...).
+            predictions: (N, ...).
+            units: (N,) patient of each row where the unit is the patient, else None.
+            step: steps of one count.
+
+        Returns:
+            (L,) int64. One unit moves them by a vector of norm cell_sensitivity x step at most; a
+            prediction that is not finite counts nowhere, in silence.
+        """
+
+    def figures_from_noised_cells(self, cells: Cells, noise: CellNoise, shares: int) -> Figures:
+        """Return the metrics of a noisy sum of ``shares`` sites; intervals bear the noise."""
+
+    def exact_figures(self, targets: Array, predictions: Answers) -> Figures:
+        """Return the metrics of the predictions themselves.
+
+        Raises:
+            DataError: a prediction is not finite.
+            ValueError: shapes or values are not what the target asks for.
+        """
+
+    def curves(self, targets: Array, predictions: Answers) -> dict[str, Any]:
+        """Return what a report draws of held-out predictions, as JSON: counts and rates."""
+
+    def linear(self, inputs: Any, targets: Array, unseen: Any) -> Answers:
+        """Return what a linear model, fitted to (N, F) inputs, answers for (M, F) unseen ones."""
