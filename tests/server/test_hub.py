@@ -136,6 +136,15 @@ def test_an_exchange_that_is_left_early_leaves_nothing(hub: Hub, key: NodeKey) -
     assert hub._link._state.num_message_ins() == 0
 
 
+def test_a_site_in_a_long_study_of_quick_rounds_is_not_slowed(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock) / 100)
+    for number in range(60_000):  # a hundred a second for ten minutes
+        hub._mark(1, b"%d" % number)
+
+
 def test_a_site_that_asks_too_often_is_slowed(
     hub: Hub, key: NodeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
