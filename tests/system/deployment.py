@@ -20,6 +20,7 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FEDWARD_DATA", ROOT.parent / "shared" / "data")) / "heart"
 SITES = ("cleveland", "hungarian", "switzerland", "va")
+BENT = Path(__file__).with_name("bent.py")
 WAIT_S = 120.0  # nothing here takes so long, unless it hangs
 Process = subprocess.Popen[str]
 
@@ -62,12 +63,18 @@ class Deployment:
     def site(self, name: str, *arguments: str) -> Ended:
         return self.ended(self.begin("fedward-site", *arguments, where=name))
 
-    def begin(self, program: str, *arguments: str, where: str, name: str = "") -> Process:
-        """Start a command on the folder ``where``, its words kept in a file."""
-        process_name = name or f"{where}.{arguments[0]}"
-        err = (self.folder / f"{process_name}.err").open("a+")
+    def begin(self, program: str, *arguments: str, where: str, bend: str = "") -> Process:
+        """Start a command on the folder ``where``, its words kept in a file.
+
+        Args:
+            program: its name, and ``arguments`` without the folder.
+            where: the folder.
+            bend: what is not as it should be with it (tests/system/bent.py).
+        """
+        err = (self.folder / f"{where}.{arguments[0]}.err").open("a+")
+        command = [sys.executable, BENT, bend, program] if bend else [BIN / program]
         process = subprocess.Popen(
-            [BIN / program, *arguments, "--dir", where],
+            [*command, *arguments, "--dir", where],
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)},
             stdin=subprocess.DEVNULL,
@@ -85,15 +92,15 @@ class Deployment:
         err.seek(0)
         return Ended(process.returncode, out, err.read())
 
-    def found(self, *more: str) -> None:
+    def found(self, bend: str = "") -> None:
         """Init, and start to serve."""
         made = self.server("init", "study.toml", "--host", "127.0.0.1", "--port", str(self.port))
         if made.code:
             raise AssertionError(made)
-        self.coordinator = self.serve()
+        self.coordinator = self.serve(bend)
 
-    def serve(self) -> Process:
-        process = self.begin("fedward-server", "start", where="coordinator")
+    def serve(self, bend: str = "") -> Process:
+        process = self.begin("fedward-server", "start", where="coordinator", bend=bend)
         self.until(lambda: self._listens(), process)
         return process
 
@@ -110,9 +117,9 @@ class Deployment:
         }
         return {site: self.ended(process) for site, process in begun.items()}
 
-    def start(self, site: str, plan: str, confirmed: str = "all") -> Process:
+    def start(self, site: str, plan: str, confirmed: str = "all", bend: str = "") -> Process:
         typed = ("--approve", plan, "--confirmed", confirmed)
-        return self.begin("fedward-site", "start", *typed, where=site)
+        return self.begin("fedward-site", "start", *typed, where=site, bend=bend)
 
     def until(self, holds: Callable[[], bool], *alive: Process) -> None:
         end = time.monotonic() + WAIT_S

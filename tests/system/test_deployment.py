@@ -27,7 +27,7 @@ class Study:
         self.deployment = Deployment(folder, heart(ROUNDS))
 
     def run(self) -> None:
-        self.deployment.found()
+        self.deployment.found(bend="keep=captured")
         self.enrolled = self.deployment.enrol(data=self.records)
         self.sealed = self.deployment.server("seal")
         self.plan = self.sealed.out.strip()
@@ -78,13 +78,21 @@ def test_every_hospital_takes_the_same_model_home(study: Study) -> None:
         assert said["computed_here"] is True
 
 
-def test_the_coordinators_folder_holds_no_record(study: Study) -> None:
-    files = files_of(study.deployment.path("coordinator"))
+def test_the_coordinators_folder_and_what_it_was_sent_hold_no_record(study: Study) -> None:
+    captured = study.deployment.path("captured")
+    files = {captured: captured.read_bytes(), **files_of(study.deployment.path("coordinator"))}
+    assert {"books.db", "rounds.db", "flower.db", "coordinator.log"} <= {one.name for one in files}
     for value in PLANTED.values():
         forms = (str(value).encode(), struct.pack("<f", value), struct.pack("<d", value))
         assert not [path for path, held in files.items() if any(form in held for form in forms)]
         own = files_of(study.deployment.folder, "processed.*")
         assert any(forms[0] in held for held in own.values())
+    sent = 0
+    for site in SITES:  # all of it was captured: what each site says that it sent
+        notes = json.loads(study.deployment.site(site, "audit", "--json").out)["notes"]
+        sent += sum(note["bytes"] for note in notes if note["kind"] in ("letter", "sent"))
+    assert len(files[captured]) > sent
+    assert files[captured].count(b'"kind":"approve"') == len(SITES)
 
 
 def test_no_round_depends_on_a_record_that_breaks_the_contract(study: Study) -> None:
