@@ -35,7 +35,7 @@ def test_a_run_that_is_cut_leaves_no_process_and_ends_with_the_same_bytes(
     assert ended(bereft, parts) == (5, RESUME.format(f"{said} kept"))
 
     interrupted = start(*RUN, "--resume")
-    parts = begun(interrupted, out, 10)
+    parts = begun(interrupted, out, 8)
     os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal sends it
     assert ended(interrupted, parts) == (
         130,
@@ -65,6 +65,7 @@ def masked(folder: Path) -> None:
     """Write the study and its records, so that a deployment can run them."""
     document = tomllib.loads(STUDY)
     document["aggregation"]["masking"] = "fsa1"
+    document["rounds"] = 16
     (folder / "study.toml").write_text(tomli_w.dumps(document))
     (folder / "toy.csv").write_text(table(90))
 
