@@ -14,6 +14,7 @@ from rich.text import Text
 
 from client import folder as names
 from client.journal import Journal, Note, ledger_ends
+from client.screen import say
 from privacy import identity as identities
 from privacy.chain import Row
 from privacy.errors import DataError, PrivacyError
@@ -160,7 +161,7 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
     else:
         lines.append(f"The coordinator has signed it up to row {audit.signed.rows}.")
     for line in lines:
-        words.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(words, line)
 
 
 def _decision(note: Note) -> str:

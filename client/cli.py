@@ -264,7 +264,9 @@ def _console() -> "Console":
 
 
 def _say(console: "Console", words: str) -> None:
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    from client.screen import say
+
+    say(console, words)
 
 
 def _teller(console: "Console") -> Callable[[str], None]:

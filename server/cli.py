@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,6 +60,7 @@ def init(
         # Only now: torch takes seconds to import, and a bad study should not wait for it.
         from server.certificates import Certificates
         from server.founding import found
+        from shared_models.fingerprint import fingerprint
 
         given = None
         if authority is not None and certificate is not None and key is not None:
@@ -69,6 +71,7 @@ def init(
                 "nothing was made"
             )
         folder, pinned = found(read, dir_, host, port, given)
+        server = folder.identity().public
         if json_:
             _print(
                 {
@@ -77,14 +80,16 @@ def init(
                     "study_digest": read.digest(),
                     "host": host,
                     "port": port,
-                    "server": folder.identity().public.hex(),
+                    "server": server.hex(),
+                    "fingerprint": fingerprint(server),
                     "authority": pinned,
                 }
             )
         console = _console()
         _say(console, f"made {dir_} for the study {read.name}, digest {read.digest()}")
-        _say(console, f"hospitals will pin the authority {pinned}")
-        _say(console, f"next: fedward-server start --dir {dir_}, and invite the sites")
+        _say(console, f"the coordinator's key, in six words: {fingerprint(server)}")
+        _say(console, f"hospitals will pin it, and the authority {pinned}")
+        _say(console, f"next: fedward-server start --dir {quote(str(dir_))}, and invite the sites")
 
 
 @app.command()
@@ -137,7 +142,7 @@ def start(
                 coordinator.run()
         finally:
             coordinator.close()
-        _say(console, f"next: fedward-server export --dir {dir_}")
+        _say(console, f"next: fedward-server export --dir {quote(str(dir_))}")
 
 
 @app.command()
@@ -250,7 +255,8 @@ def _console() -> "Console":
 
 
 def _say(console: "Console", words: str) -> None:
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    # A terminal breaks lines between words; a file or a pipe gets them whole.
+    console.print(words, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _print(document: object) -> None:
