@@ -35,10 +35,10 @@ _MESSAGES = {  # by the question that they answer: section 2 of the protocol
     "ended": "receipt of the end",
 }
 _LETTERS = {
-    "look": "letter, asks for the study",
-    "enrol": "letter, enrols",
-    "approve": "letter, approves",
-    "leave": "letter, leaves",
+    "look": "letter: question",
+    "enrol": "letter: enrolment",
+    "approve": "letter: approval",
+    "leave": "letter: farewell",
 }
 
 

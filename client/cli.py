@@ -237,15 +237,19 @@ def explain(
 
 
 def _ready(folder: Path, console: "Console") -> None:
-    """Show what the doctor finds wrong on this machine, unless the site has left.
+    """Show what the doctor finds wrong on this machine, unless there is no more work to do.
 
     A server that is away is waited for afterwards, and what it answers to letters (the echo) is
     met by the work itself: a study may have ended since, which is no fault.
     """
     from client.doctor import examine, show_finding
+    from client.folder import NOTICE
     from client.membership import check_stays, load
 
-    check_stays(load(folder))
+    member = load(folder)
+    check_stays(member)
+    if member.has(NOTICE):
+        return
     bad = [one for one in examine(folder) if one.verdict != "ok" and one.name != "echo"]
     for finding in bad:
         show_finding(finding, console)
