@@ -36,7 +36,6 @@ Dir = Annotated[
 ]
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Given = Annotated[Path | None, typer.Option(metavar="PEM", help="Of the network, instead of own.")]
 
 
 @app.command()
@@ -45,9 +44,19 @@ def init(
     host: Annotated[str, typer.Option(help="Name or address by which hospitals reach it.")],
     dir_: Annotated[Path, typer.Option("--dir", metavar="DIR", help="A new folder.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The one public port.")] = PORT,
-    authority: Given = None,
-    certificate: Given = None,
-    key: Given = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="A network's own authority, which hospitals pin; with the two below.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Its certificate for HOST, with the chain.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The certificate's private key.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make the folder of a study: its identity, its certificates, its first model."""
@@ -124,7 +133,7 @@ def start(
     dir_: Dir = Path(),
     listen: Annotated[
         str | None,
-        typer.Option(help="Address of this machine. [all; loopback for a loopback host]"),
+        typer.Option(help="Address of this machine; else all, or loopback for a loopback host."),
     ] = None,
 ) -> None:
     """Serve the study until it ends; after Ctrl-C or a crash, start it again."""
