@@ -14,6 +14,7 @@ from rich.text import Text
 
 from client import folder as names
 from client.journal import Journal, Note, ledger_ends
+from client.screen import say
 from privacy import identity as identities
 from privacy.chain import Row
 from privacy.errors import DataError, PrivacyError
@@ -34,10 +35,10 @@ _MESSAGES = {  # by the question that they answer: section 2 of the protocol
     "ended": "receipt of the end",
 }
 _LETTERS = {
-    "look": "letter, asks for the study",
-    "enrol": "letter, enrols",
-    "approve": "letter, approves",
-    "leave": "letter, leaves",
+    "look": "letter: question",
+    "enrol": "letter: enrolment",
+    "approve": "letter: approval",
+    "leave": "letter: farewell",
 }
 
 
@@ -160,7 +161,7 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
     else:
         lines.append(f"The coordinator has signed it up to row {audit.signed.rows}.")
     for line in lines:
-        words.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(words, line)
 
 
 def _decision(note: Note) -> str:

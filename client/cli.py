@@ -37,7 +37,10 @@ def enrol(
     folder: Dir = Path(),
     json_: Json = False,
 ) -> None:
-    """Become a member of a study: keys are made here, and the records are held against it."""
+    """Become a member of the study that a coordinator's TOKEN invites to.
+
+    Keys are made here and stay here, and the records are held against the study.
+    """
     with program.errors(PROGRAM):
         from client.enrolment import enrol as become
         from client.enrolment import show_enrolment
@@ -53,11 +56,14 @@ def enrol(
 def start(
     folder: Dir = Path(),
     approve: Annotated[
-        str | None, typer.Option(metavar="DIGEST", help="The plan that is approved: for machines.")
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help="The plan that is approved, for machines; with --confirmed."
+        ),
     ] = None,
     confirmed: Annotated[
         str | None,
-        typer.Option(metavar="all|NAME,...", help="Whose six words were compared; with --approve."),
+        typer.Option(metavar="all|NAME,...", help="Whose six words were compared."),
     ] = None,
 ) -> None:
     """Take part until the study ends: waits for the roster, shows the packet, asks, and works."""
@@ -192,10 +198,15 @@ def doctor(folder: Dir = Path(), json_: Json = False) -> None:
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder taken home.")],
     data: Annotated[Path, typer.Option(metavar="PATH", help="File or folder of records.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV. [stdout]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A CSV file; else stdout.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Use a model on local records: one line a record, and figures where the answer is known."""
+    """Use a model, in the folder MODEL that was taken home, on local records.
+
+    One line a record, and figures where the answer is known.
+    """
     with program.errors(PROGRAM):
         from client.predict import predict as ask
         from client.predict import show_figures, write_predictions
@@ -237,15 +248,19 @@ def explain(
 
 
 def _ready(folder: Path, console: "Console") -> None:
-    """Show what the doctor finds wrong on this machine, unless the site has left.
+    """Show what the doctor finds wrong on this machine, unless there is no more work to do.
 
     A server that is away is waited for afterwards, and what it answers to letters (the echo) is
     met by the work itself: a study may have ended since, which is no fault.
     """
     from client.doctor import examine, show_finding
+    from client.folder import NOTICE
     from client.membership import check_stays, load
 
-    check_stays(load(folder))
+    member = load(folder)
+    check_stays(member)
+    if member.has(NOTICE):
+        return
     bad = [one for one in examine(folder) if one.verdict != "ok" and one.name != "echo"]
     for finding in bad:
         show_finding(finding, console)
@@ -264,7 +279,9 @@ def _console() -> "Console":
 
 
 def _say(console: "Console", words: str) -> None:
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    from client.screen import say
+
+    say(console, words)
 
 
 def _teller(console: "Console") -> Callable[[str], None]:

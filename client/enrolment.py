@@ -27,6 +27,7 @@ from client.membership import Member, Membership, claimed, keep, make_room
 from client.policy import Policy, adopt, check, check_delta, load_policy
 from client.post import Post, about, fetch_authority
 from client.proposal import proposal
+from client.screen import say
 from client.split import Counts, count
 from privacy import identity as identities
 from privacy import keyfile
@@ -96,7 +97,7 @@ def show_enrolment(found: Enrolment, console: Console) -> None:
         )
     lines.append(f"next: fedward-site start {where}".rstrip())
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _left_out(left_out: LeftOut) -> list[str]:

@@ -17,6 +17,7 @@ from client.membership import Member, load
 from client.packet import Packet, show
 from client.policy import load_policy
 from client.post import post_of
+from client.screen import say
 from privacy import identity as identities
 from privacy.errors import AbsentError
 from privacy.keys import Identity
@@ -66,7 +67,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
     else:
         who = ", ".join(found.approval.confirmed) or "nobody"
         words = f"Approved {found.approval.time}; fingerprints compared with {who}."
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    say(console, words)
 
 
 def _asked(member: Member, identity: Identity) -> RosterFile:

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from client.data.read import read_records
 from client.data.records import Records
+from client.screen import say
 from privacy.errors import DataError, FedwardError
 from shared_models import wording
 from shared_models.durable import write_durably
@@ -198,7 +199,7 @@ def show_figures(found: Predicted, console: Console) -> None:
     """Print how the answers compare with those of the records, or why they cannot be."""
     if found.figures is None:
         words = f"no figures, since the records' own answers cannot be read: {found.why}"
-        console.print(words, markup=False, highlight=False, soft_wrap=True)
+        say(console, words)
         return
     table = Table("metric", "value", "95 % interval", "records", box=box.SIMPLE_HEAD)
     for name, one in found.figures.items():

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from client.packet import Packet, show
+from client.screen import say
 from privacy.errors import DataError, PrivacyError
 
 EVERYBODY = "all"
@@ -26,16 +27,18 @@ class Asked:
         """Show the packet and ask; as `client.consent.Steward`."""
         show(packet, self.console)
         if changes:
-            self._say(f"Approved before, and changed since: {', '.join(changes)}.")
+            say(self.console, f"Approved before, and changed since: {', '.join(changes)}.")
         if not (self.console.is_terminal and sys.stdin.isatty()):
             raise PrivacyError(
                 "expected an approval, and there is nobody to ask; nothing was approved",
                 f"fedward-site start --approve {packet.digest} --confirmed all, once the "
                 "fingerprints were compared",
             )
-        self._say(
-            "Call each hospital, or meet its steward, and compare the six words above. "
-            f"At most {packet.answers.unconfirmed} may stay unconfirmed."
+        most = packet.answers.unconfirmed
+        left = f"At most {most} may stay unconfirmed." if most else "None may stay unconfirmed."
+        say(
+            self.console,
+            "Call each hospital, or meet its steward, and compare the six words above. " + left,
         )
         words = {one.name: one.words for one in packet.hospitals}
         confirmed = {
@@ -46,9 +49,6 @@ class Asked:
         if not click.confirm(f"Approve plan {packet.digest}?", default=False, err=True):
             raise PrivacyError("not approved; nothing was sent", "`fedward-site start` asks again")
         return confirmed
-
-    def _say(self, words: str) -> None:
-        self.console.print(words, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)

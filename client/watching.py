@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.consent import Steward
 from client.packet import Packet
+from client.screen import say
 from client.site_log import Tell
 from client.station import Watch, Watched
 
@@ -49,7 +50,7 @@ def watching(
 
     def tell(words: str) -> None:
         if console.is_terminal:  # else it is in the site's log
-            console.print(words, markup=False, highlight=False, soft_wrap=True)
+            say(console, words)
 
     task, turn = None, Lock()
 

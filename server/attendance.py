@@ -38,6 +38,7 @@ class Attendance:
         self._hub, self._books = hub, books
         self._expelled: set[int] = set()
         self._written: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
         self._began = time.monotonic()
         self.settle()
 
@@ -64,15 +65,25 @@ class Attendance:
             self._written.update(due)
         return page
 
+    def hear(self, site: str) -> None:
+        """Note that a site has just written a letter; from any thread."""
+        self._heard[site] = time.time()
+
     def seen(self, page: Page) -> dict[str, float]:
-        """Return when each site's last valid request came, as a Unix time; since this start."""
+        """Return when each site's last letter or request came, as a Unix time; since this start."""
+        seen = self._at_work(page)
+        for site, when in tuple(self._heard.items()):
+            seen[site] = max(when, seen.get(site, 0.0))
+        return seen
+
+    def _at_work(self, page: Page) -> dict[str, float]:
         seen = self._hub.seen()
         return {one.site: seen[one.node] for one in page.sites if one.node in seen}
 
     def here(self, page: Page) -> frozenset[str]:
-        """Return the sites that take part and are there."""
+        """Return the sites that take part and take questions of a round: a letter is no sign."""
         least = time.time() - HERE_S
-        seen = self.seen(page)
+        seen = self._at_work(page)
         return frozenset(site for site in page.staying if seen.get(site, 0.0) >= least)
 
     def exchange(self, page: Page, quorum: int) -> Exchange:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,7 +36,6 @@ Dir = Annotated[
 ]
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Given = Annotated[Path | None, typer.Option(metavar="PEM", help="Of the network, instead of own.")]
 
 
 @app.command()
@@ -44,9 +44,19 @@ def init(
     host: Annotated[str, typer.Option(help="Name or address by which hospitals reach it.")],
     dir_: Annotated[Path, typer.Option("--dir", metavar="DIR", help="A new folder.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The one public port.")] = PORT,
-    authority: Given = None,
-    certificate: Given = None,
-    key: Given = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="A network's own authority, which hospitals pin; with the two below.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Its certificate for HOST, with the chain.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The certificate's private key.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make the folder of a study: its identity, its certificates, its first model."""
@@ -59,6 +69,7 @@ def init(
         # Only now: torch takes seconds to import, and a bad study should not wait for it.
         from server.certificates import Certificates
         from server.founding import found
+        from shared_models.fingerprint import fingerprint
 
         given = None
         if authority is not None and certificate is not None and key is not None:
@@ -69,6 +80,7 @@ def init(
                 "nothing was made"
             )
         folder, pinned = found(read, dir_, host, port, given)
+        server = folder.identity().public
         if json_:
             _print(
                 {
@@ -77,14 +89,16 @@ def init(
                     "study_digest": read.digest(),
                     "host": host,
                     "port": port,
-                    "server": folder.identity().public.hex(),
+                    "server": server.hex(),
+                    "fingerprint": fingerprint(server),
                     "authority": pinned,
                 }
             )
         console = _console()
         _say(console, f"made {dir_} for the study {read.name}, digest {read.digest()}")
-        _say(console, f"hospitals will pin the authority {pinned}")
-        _say(console, f"next: fedward-server start --dir {dir_}, and invite the sites")
+        _say(console, f"the coordinator's key, in six words: {fingerprint(server)}")
+        _say(console, f"hospitals will pin it, and the authority {pinned}")
+        _say(console, f"next: fedward-server start --dir {quote(str(dir_))}, and invite the sites")
 
 
 @app.command()
@@ -119,7 +133,7 @@ def start(
     dir_: Dir = Path(),
     listen: Annotated[
         str | None,
-        typer.Option(help="Address of this machine. [all; loopback for a loopback host]"),
+        typer.Option(help="Address of this machine; else all, or loopback for a loopback host."),
     ] = None,
 ) -> None:
     """Serve the study until it ends; after Ctrl-C or a crash, start it again."""
@@ -137,7 +151,7 @@ def start(
                 coordinator.run()
         finally:
             coordinator.close()
-        _say(console, f"next: fedward-server export --dir {dir_}")
+        _say(console, f"next: fedward-server export --dir {quote(str(dir_))}")
 
 
 @app.command()
@@ -250,7 +264,8 @@ def _console() -> "Console":
 
 
 def _say(console: "Console", words: str) -> None:
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    # A terminal breaks lines between words; a file or a pipe gets them whole.
+    console.print(words, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _print(document: object) -> None:

@@ -129,6 +129,7 @@ class Coordinator:
                 folder / BOOKS,
                 hub.admit,
                 attendance.settle,
+                attendance.hear,
             )
             door = Door(self._listen, folder.settings.port, certificates)
             payload = answer_bytes(self._study, folder.settings.parameters)

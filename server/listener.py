@@ -4,6 +4,7 @@ It knows no route: `server.gateway` is the app.
 """
 
 import asyncio
+import logging
 import resource
 import socket
 import ssl
@@ -90,6 +91,7 @@ class Listener:
             timeout_graceful_shutdown=STOP_S,
             h11_max_incomplete_event_size=HEAD_BYTES,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._server = uvicorn.Server(config)
         self._loop = _Loop()
         self._thread = threading.Thread(target=self._serve, name="fedward-door", daemon=True)
@@ -170,6 +172,12 @@ class _Connection(H11Protocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out that somebody was still waiting when the door was closed: a site always is."""
+    error = record.exc_info[1] if record.exc_info else None
+    return "graceful shutdown" not in record.msg and not isinstance(error, asyncio.CancelledError)
 
 
 def _allow_files() -> None:

@@ -61,7 +61,8 @@ def live_table(console: Console, read: Callable[[], Standing]) -> Iterator[None]
 def render(standing: Standing) -> Group:
     """Return the table with its lines above and below."""
     page = standing.page
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    # One space: then six words beside a name of thirteen letters fit into eighty columns.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("site", "state", "online", "last seen", "fingerprint"):
         table.add_column(title, no_wrap=title != "fingerprint")
     known = {one.site: one for one in page.sites}
@@ -119,8 +120,7 @@ def _ago(seen: float | None) -> str:
     seconds = max(0.0, time.time() - seen)
     if seconds < _MINUTE_S:
         return "just now"
-    for size, name in ((_DAY_S, "days"), (_HOUR_S, "hours"), (_MINUTE_S, "minutes")):
+    for size, name in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min")):
         if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {name if count > 1 else name[:-1]} ago"
+            return f"{seconds // size:.0f} {name} ago"
     return ""

@@ -40,6 +40,7 @@ class Office:
         heads: Path,
         admit: Callable[[bytes], int],
         settle: Callable[[], Page],
+        hear: Callable[[str], None],
     ) -> None:
         """Answer for one study.
 
@@ -51,10 +52,12 @@ class Office:
             heads: the file in which ends of sites' logs are kept.
             admit: takes a site's key (PEM) into the fleet, and returns its number there.
             settle: puts out of the fleet who is out by the books, and returns them.
+            hear: is told of each member that has written.
         """
         self._study, self._first_model, self._identity = study, first_model, identity
         self._digest, self._text = study.digest(), study.canonical()
         self._books, self._heads, self._admit, self._settle = books, heads, admit, settle
+        self._heard = hear
         self._told: dict[str, str] = {}  # what was logged last of a site, so that it is once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,6 +158,7 @@ class Office:
                     break
                 if not one.stays:
                     raise TurnedAwayError("revoked")
+                self._heard(name)
                 return one
         raise TurnedAwayError("unknown")
 

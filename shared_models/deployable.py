@@ -45,5 +45,5 @@ def check_deployable(study: Study, document: Mapping[str, object] | None = None)
         raise PrivacyError(
             "simulation.seed: expected none between hospitals, where masks and noise come from the "
             "operating system; nothing was started",
-            "delete the line: the study's digest will be that of its other keys",
+            "delete the line `seed = ...` under [simulation]; `fedward-sim run --seed` takes one",
         )

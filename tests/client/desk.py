@@ -65,6 +65,7 @@ class Desk:
             folder / BOOKS,
             hub.admit,
             self.books.page,
+            lambda _: None,
         )
         authority = Authority(folder.certificates().authority.read_bytes())
         self.apps: dict[str, ASGIApp] = {

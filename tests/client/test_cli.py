@@ -307,7 +307,7 @@ def test_a_hospital_is_led_from_its_token_to_its_leave(program: Program, tmp_pat
     notes = json.loads(audited.out)["notes"]
     done = [note.get("letter", note["kind"]) for note in notes]
     assert done == ["look", "enrol", "enrol", "roster", "leave", "leave"]
-    assert "sent: letter, leaves" in program("audit").out
+    assert "sent: letter: farewell" in program("audit").out
 
 
 def test_neither_torch_nor_flwr_is_imported_for_help_or_budget(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The listener: connections that say nothing, or too little, or are too many."""
 
+import asyncio
 import contextlib
 import http.client
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +171,25 @@ def test_a_certificate_that_is_none_is_told(certificates: Certificates, tmp_path
     broken = Certificates(certificates.authority, tmp_path / "empty", certificates.key)
     with pytest.raises(DataError, match="expected a certificate and"):
         Listener(Door("127.0.0.1", 0, broken), hello)
+
+
+def test_a_site_that_waits_when_the_door_is_closed_is_no_news(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "STOP_S", 0)
+    asked = threading.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    listener = Listener(Door("127.0.0.1", 0, certificates), wait)
+    listener.start()
+    with connect(listener, certificates) as line:
+        line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        assert asked.wait(10)
+        listener.stop()
+    assert caplog.text == ""
 
 
 def test_a_listener_that_never_started_gives_its_port_back(certificates: Certificates) -> None:

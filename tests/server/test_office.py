@@ -32,6 +32,7 @@ class Room:
     def __init__(self, folder: Folder, hub: Hub) -> None:
         self.folder, self.hub, self.books = folder, hub, Books(folder / BOOKS)
         self.server = folder.identity()
+        self.attendance = Attendance(hub, self.books)
         self.office = Office(
             folder.study,
             folder.first_model,
@@ -39,7 +40,8 @@ class Room:
             self.books,
             folder / BOOKS,
             hub.admit,
-            Attendance(hub, self.books).settle,
+            self.attendance.settle,
+            self.attendance.hear,
         )
         self._written = 0
 
@@ -228,6 +230,17 @@ def test_a_revoked_site_is_told_so_whatever_it_asks(room: Room) -> None:
     desk.revoke(room.folder, room.books, "graz")
     for letter in (room.ask("graz"), room.approval("graz", plan), room.leave("graz")):
         assert room.refusal(letter) == "revoked"
+
+
+def test_who_writes_is_seen_and_is_asked_nothing_before_it_is_at_work(room: Room) -> None:
+    room.enrol("bonn", "ulm")
+    room.news("bonn")
+    room.answer(room.ask("ulm", STRANGER))
+    page = room.books.page()
+    assert list(room.attendance.seen(page)) == ["bonn"]
+    assert room.attendance.here(page) == frozenset()
+    room.attendance.settle()
+    assert [one.site for one in room.books.page().sites if one.seen is not None] == ["bonn"]
 
 
 def test_what_is_no_letter_gets_no_answer(room: Room) -> None:
