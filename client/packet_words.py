@@ -76,21 +76,24 @@ def _who_asks(packet: "Packet") -> Part:
 def _what_is_learnt(packet: "Packet") -> Part:
     study = packet.study
     data, target = study.data, study.data.columns[study.data.targets[0]]
-    if isinstance(target, NumberColumn):
+    if len(data.targets) > 1:
+        learnt = f"{len(data.targets)} answers"
+    elif isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
     else:
         learnt = f"one of {listed(data.classes)}"
         if data.positive:
             learnt += f" (yes stands for {listed(data.positive)})"
+    plural = "s" if len(data.targets) > 1 else ""
     network = network_words(study.model_dump(mode="json"))
     spare = study.spare_attempts
     more = f" Up to {_count(spare, 'attempt')} more may be made, where one fails." if spare else ""
     return Part(
         "What is learnt",
         (
-            f"To tell the column {listed(data.targets)} of a record, {learnt}, from its other "
-            f"columns. What learns is {network} of {packet.parameters:,} numbers, which everyone "
+            f"To tell the column{plural} {listed(data.targets)} of a record, {learnt}, from its "
+            f"other columns. What learns is {network} of {packet.parameters:,} numbers, which everyone "
             "who takes part keeps at the end.",
             f"{_count(study.rounds, 'round')} of training.{more} {_a_round(packet)}",
         ),

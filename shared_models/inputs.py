@@ -47,7 +47,7 @@ def input_spec(study: Study) -> InputSpec:
         StudyError: the columns are not those that the task wants.
     """
     inputs = study.data.inputs
-    if study.task == "tabular":
+    if study.task in {"tabular", "survival"}:
         names = scalar_names(inputs)
         if len(names) == 0:
             raise _wants(study, "number or category columns")

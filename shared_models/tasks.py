@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shared_models.label import label
 from shared_models.study import Study
+from shared_models.survival import survival
 from shared_models.target import Target
 
 
@@ -62,6 +63,14 @@ TASKS: dict[str, Task] = {
             networks=("attention", "cnn", "lstm", "gru", "rnn"),
             columns=("letters", "words"),
             examples=("splice", "questions"),
+        ),
+        Task(
+            "survival",
+            "Time until an event, such as death or relapse, of which some records do not know.",
+            networks=("mlp",),
+            columns=("number", "category"),
+            examples=("brca",),
+            target=survival,
         ),
     )
 }

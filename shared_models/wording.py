@@ -24,6 +24,7 @@ LABELS = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
+    "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
     "loss": ("Loss", "log loss in nats, or mean squared error; lower is better"),
 }
 MODELS = {

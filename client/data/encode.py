@@ -45,14 +45,16 @@ def encode(study: Study, table: Table) -> Records:
     itemsize = 8 if spec.kind == "tokens" else 4
     ceiling.check_bytes(table.length * math.prod(spec.shape) * itemsize, "records")
     public = {name: np.full(table.length, value) for name, value in table.public.items()}
+    # One answer is always there; of several, each says whether it may be missing.
+    alone = data.targets if len(data.targets) == 1 else ()
     indices: dict[str, Ints] = {}
     numbered: dict[str, Floats] = {}
     for name, column in data.columns.items():
         if isinstance(column, CategoryColumn):
-            indices[name] = categories(table, name, column, refuse_missing=name in data.targets)
+            indices[name] = categories(table, name, column, refuse_missing=name in alone)
             public[name] = np.array([*column.values, ""])[indices[name]]  # missing: -1, the last
         elif isinstance(column, NumberColumn) and name not in data.inputs:
-            numbered[name] = numbers(table, name, column, refuse_missing=name in data.targets)
+            numbered[name] = numbers(table, name, column, refuse_missing=name in alone)
     targets = _targets(data, table, indices, numbered)
     inputs = _inputs(table, data, spec, indices)
     names = None if data.patient is None else texts(table, data.patient)
@@ -89,10 +91,15 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
 def _targets(
     data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
 ) -> Ints | Floats32:
+    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one."""
+    if not all(name in data.columns for name in data.targets):
+        return np.zeros(table.length, dtype=np.int64)  # a model is used where nobody knows
+    if len(data.targets) > 1:
+        parts = [indices.get(name, numbered.get(name)) for name in data.targets]
+        columns = np.stack([part for part in parts if part is not None], axis=1)
+        return columns.astype(np.float32) if numbered.keys() & {*data.targets} else columns
     (name,) = data.targets
-    column = data.columns.get(name)
-    if column is None:  # a model is used where nobody knows the answer
-        return np.zeros(table.length, dtype=np.int64)
+    column = data.columns[name]
     if not isinstance(column, CategoryColumn):
         return numbered[name].astype(np.float32)
     if not data.positive:
