@@ -93,8 +93,8 @@ def _what_is_learnt(packet: "Packet") -> Part:
         "What is learnt",
         (
             f"To tell the column{plural} {listed(data.targets)} of a record, {learnt}, from its "
-            f"other columns. What learns is {network} of {packet.parameters:,} numbers, which everyone "
-            "who takes part keeps at the end.",
+            f"other columns. What learns is {network} of {packet.parameters:,} numbers, which "
+            "everyone who takes part keeps at the end.",
             f"{_count(study.rounds, 'round')} of training.{more} {_a_round(packet)}",
         ),
     )

@@ -114,9 +114,9 @@ def kaplan_meier(times: Numbers, events: Flags) -> Curve:
     Sources: Kaplan and Meier 1958, JASA 53:457; Greenwood 1926 for the variance.
     """
     steps, place = np.unique(times, return_inverse=True)
-    happened = np.bincount(place, weights=events.astype(np.float64), minlength=len(steps))
+    happened = np.bincount(place[events], minlength=len(steps)).astype(np.float64)
     ended = np.bincount(place, minlength=len(steps)).astype(np.float64)
-    seen = len(times) - np.cumsum(ended) + ended  # at risk just before each step
+    seen = (len(times) - np.cumsum(ended) + ended).astype(np.float64)  # just before each step
     return _curve(steps, happened, seen, seen)
 
 
@@ -144,8 +144,13 @@ def _curve(times: Numbers, happened: Numbers, at_risk: Numbers, seen: Numbers) -
     return Curve(times, np.cumprod(1 - np.minimum(rates, 1.0)), np.cumsum(parts), seen)
 
 
-def share_limits(share: float, error: float) -> Limits:
-    """Return 95 % limits of a share from its standard error, within 0 and 1."""
+def share_limits(share: float, error: float, count: float) -> Limits:
+    """Return 95 % limits of a share from its standard error, within 0 and 1.
+
+    Without an error, since nothing or everything happened to the ``count`` records: Wilson's.
+    """
     if not math.isfinite(error):
         return UNDEFINED
+    if error == 0:
+        return proportion_limits(share, count)
     return max(0.0, share - _Z * error), min(1.0, share + _Z * error)

@@ -236,7 +236,7 @@ class Lifetime:
             )
             known = curve.at(self.horizons[-1])
             if known is not None and not self.cox:
-                low, high = share_limits(1 - known[0], known[1])
+                low, high = share_limits(1 - known[0], known[1], len(rows))
                 row = {
                     "score": float(by_horizon[rows, -1].mean()),
                     "rate": 1 - known[0],
@@ -323,7 +323,8 @@ class Lifetime:
         left = np.concatenate((np.ones((len(times), 1)), predictions), axis=1)  # (N, J + 1)
         chance = (died * (left[:, :-1] - left[:, 1:])).sum(axis=1)
         last = np.where(died.any(axis=1), chance, left[np.arange(len(left)), lived.sum(axis=1)])
-        return -np.log(np.maximum(last, math.exp(-LOSS_MAX)))
+        losses: Answers = -np.log(np.maximum(last, math.exp(-LOSS_MAX)))
+        return losses
 
     def _figures(
         self, found: Concordance, curve: Curve, total: int, risks: Answers, loss: Answers
@@ -336,7 +337,8 @@ class Lifetime:
             figures[f"calibration_{time:g}"] = nothing
             if known is not None and not self.cox and not math.isnan(risk):
                 gap = abs(float(risk) - (1 - known[0]))
-                figures[f"calibration_{time:g}"] = Figure(gap, *share_limits(gap, known[1]), total)
+                limits = share_limits(gap, known[1], total)
+                figures[f"calibration_{time:g}"] = Figure(gap, *limits, total)
         told = total > 0 and not self.cox and not math.isnan(loss[0])
         limits = mean_limits(float(loss[0]), float(loss[1]), total) if told else (None, None)
         figures["loss"] = Figure(float(loss[0]) if told else None, *limits, total)

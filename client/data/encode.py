@@ -97,7 +97,8 @@ def _targets(
     if len(data.targets) > 1:
         parts = [indices.get(name, numbered.get(name)) for name in data.targets]
         columns = np.stack([part for part in parts if part is not None], axis=1)
-        return columns.astype(np.float32) if numbered.keys() & {*data.targets} else columns
+        numeric = numbered.keys() & {*data.targets}
+        return columns.astype(np.float32) if numeric else columns.astype(np.int64)
     (name,) = data.targets
     column = data.columns[name]
     if not isinstance(column, CategoryColumn):
