@@ -35,7 +35,7 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence", "survival"]
+    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule"]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -92,10 +92,12 @@ class Study(Section):
         if self.survival is not None:
             self._survival_fits(self.survival)
             return
-        target = self.data.columns[self.data.targets[0]]
-        if len(self.data.targets) > 1 or not isinstance(target, NumberColumn | CategoryColumn):
+        targets = [self.data.columns[name] for name in self.data.targets]
+        panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
+        if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
             raise ValueError(
-                f"data.target: expected one number or category column, found {self.data.target!r}"
+                "data.target: expected one number or category column, or several categories of "
+                f"two values (no, then yes), found {self.data.target!r}"
             )
 
     def _survival_fits(self, survival: Survival) -> None:

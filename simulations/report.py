@@ -32,7 +32,7 @@ Rows = Sequence[Json]
 
 SITES_MAX = 60  # rows of the table of sites; of more sites the quantiles are shown
 # Metrics that are not in [0, 1] by nature get no bar.
-UNBOUNDED = frozenset({"brier", "loss", "mae", "rmse"})
+UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse"})
 SITE_METRICS = (
     "auc",
     "accuracy",

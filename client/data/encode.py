@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from client.data import ceiling
 from client.data.cells import Floats, Ints, categories, numbers, series, texts
+from client.data.molecules import molecule_features, scaffolds
 from client.data.records import Records
 from client.data.table import Table
 from client.data.tokens import letter_ids, word_ids
@@ -21,6 +22,7 @@ from shared_models.contract import (
     Data,
     ImageColumn,
     LettersColumn,
+    MoleculeColumn,
     NumberColumn,
     SeriesColumn,
     Variable,
@@ -57,7 +59,7 @@ def encode(study: Study, table: Table) -> Records:
             numbered[name] = numbers(table, name, column, refuse_missing=name in alone)
     targets = _targets(data, table, indices, numbered)
     inputs = _inputs(table, data, spec, indices)
-    names = None if data.patient is None else texts(table, data.patient)
+    names = _groups(table, data) if data.patient is None else texts(table, data.patient)
     kept = table.kept()  # from here on only they count: patients are numbered, records joined
     inputs, targets = inputs[kept], targets[kept]
     public = {name: values[kept] for name, values in public.items()}
@@ -65,7 +67,8 @@ def encode(study: Study, table: Table) -> Records:
         return Records(inputs, targets, row_identities(inputs), None, public)
     # A lone surrogate, which JSON can write, is a letter like any other.
     identities = tuple(text.encode("utf-8", "surrogatepass") for text in names[kept])
-    return Records(inputs, targets, identities, patient_indices(identities), public)
+    patients = None if data.patient is None else patient_indices(identities)
+    return Records(inputs, targets, identities, patients, public)
 
 
 def row_identities(inputs: Floats32 | Ints) -> tuple[bytes, ...]:
@@ -86,6 +89,14 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
     above = np.clip(values - column.low, 0.0, span)
     share: Floats = np.log1p(above) / np.log1p(span) if column.scale == "log" else above / span
     return share * 2 - 1
+
+
+def _groups(table: Table, data: Data) -> npt.NDArray[np.object_] | None:
+    """Return (N,) names of what is held out as a whole though it is no patient, or None."""
+    for name, column in data.inputs.items():
+        if isinstance(column, MoleculeColumn) and column.split == "scaffold":
+            return scaffolds(table, name)
+    return None
 
 
 def _targets(
@@ -116,6 +127,8 @@ def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints])
             return letter_ids(table, name, column)
         if isinstance(column, WordsColumn):
             return word_ids(table, name, column)
+        if isinstance(column, MoleculeColumn):
+            return molecule_features(table, name, column)
         if isinstance(column, ImageColumn):
             return _images(table, name, column)
         if isinstance(column, SeriesColumn):

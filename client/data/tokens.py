@@ -53,11 +53,12 @@ def word_ids(table: Table, name: str, column: WordsColumn) -> Ids:
         for place, match in zip(range(column.length), _WORD.finditer(text.lower()), strict=False):
             word = match.group()
             if word not in bucket_of:
-                bucket_of[word] = _bucket(word, column.buckets)
+                bucket_of[word] = bucket(word, column.buckets)
             ids[row, place] = 1 + bucket_of[word]
     return ids
 
 
-def _bucket(word: str, buckets: int) -> int:
+def bucket(word: str, buckets: int) -> int:
+    """Return the public bucket of a text, 0 to buckets - 1."""
     digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % buckets
