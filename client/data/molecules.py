@@ -6,6 +6,7 @@ which are the same however a molecule is written, and scaffolds.
 
 import re
 from collections import Counter
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,11 @@ def molecule_features(table: Table, name: str, column: MoleculeColumn) -> npt.ND
     """
     features = np.zeros((table.length, column.buckets), dtype=np.float32)
     if column.features == "morgan":
-        from_rdkit = _rdkit()
-        generator = from_rdkit.rdFingerprintGenerator.GetMorganGenerator(
-            radius=2, fpSize=column.buckets
-        )
-        for row, molecule in enumerate(_molecules(table, name, from_rdkit)):
+        _check_rdkit()
+        from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
+        generator = GetMorganGenerator(radius=2, fpSize=column.buckets)
+        for row, molecule in enumerate(_molecules(table, name)):
             if molecule is not None:
                 features[row] = generator.GetCountFingerprintAsNumPy(molecule)
     else:
@@ -48,13 +49,16 @@ def molecule_features(table: Table, name: str, column: MoleculeColumn) -> npt.ND
 
 def scaffolds(table: Table, name: str) -> npt.NDArray[np.object_]:
     """Return (N,) scaffolds (Bemis and Murcko 1996) as SMILES; errors as `molecule_features`."""
-    from_rdkit = _rdkit()
+    _check_rdkit()
+    from rdkit.Chem import MolToSmiles
+    from rdkit.Chem.Scaffolds.MurckoScaffold import GetScaffoldForMol
+
     found = np.full(table.length, "", dtype=object)
-    for row, molecule in enumerate(_molecules(table, name, from_rdkit)):
+    for row, molecule in enumerate(_molecules(table, name)):
         if molecule is not None:
-            core = from_rdkit.Scaffolds.MurckoScaffold.GetScaffoldForMol(molecule)
+            core = GetScaffoldForMol(molecule)
             # Chains have none: each is its own.
-            found[row] = from_rdkit.MolToSmiles(core if core.GetNumAtoms() else molecule)
+            found[row] = MolToSmiles(core if core.GetNumAtoms() else molecule)
     return found
 
 
@@ -68,25 +72,21 @@ def _grams(text: str, longest: int) -> Counter[str]:
     )
 
 
-def _molecules(table: Table, name: str, from_rdkit: Any) -> list[Any]:
-    with from_rdkit.rdBase.BlockLogs():  # its warnings show the molecule
-        found = [from_rdkit.MolFromSmiles(text) if text else None for text in texts(table, name)]
+def _molecules(table: Table, name: str) -> list[Any]:
+    """Return N molecules, None for those that are left out."""
+    from rdkit.Chem import MolFromSmiles
+    from rdkit.rdBase import BlockLogs
+
+    with BlockLogs():  # its warnings show the molecule
+        found = [MolFromSmiles(text) if text else None for text in texts(table, name)]
     bad = np.array([molecule is None for molecule in found], dtype=np.bool_)
     table.refuse(bad, name, "a molecule in SMILES", "another text")
     return found
 
 
-def _rdkit() -> Any:
-    """Return rdkit.Chem, with the parts that are used here."""
-    try:
-        from rdkit import Chem, rdBase
-        from rdkit.Chem import rdFingerprintGenerator
-        from rdkit.Chem.Scaffolds import MurckoScaffold
-    except ImportError:
+def _check_rdkit() -> None:
+    if find_spec("rdkit") is None:
         raise StudyError(
             "data.columns: features = 'morgan' and split = 'scaffold' expected RDKit, found none",
             "pip install 'fedward[molecules]'",
-        ) from None
-    Chem.rdBase, Chem.rdFingerprintGenerator = rdBase, rdFingerprintGenerator
-    Chem.Scaffolds.MurckoScaffold = MurckoScaffold
-    return Chem
+        )
