@@ -14,6 +14,7 @@ from shared_models.contract import (
     IdColumn,
     ImageColumn,
     LettersColumn,
+    MoleculeColumn,
     NumberColumn,
     SeriesColumn,
     Variable,
@@ -82,6 +83,8 @@ def _range(column: AnyColumn) -> str:
         )
     if isinstance(column, LettersColumn):
         return f"up to {column.length} letters of {column.alphabet}"
+    if isinstance(column, MoleculeColumn):
+        return "a molecule, as SMILES"
     return f"a text, its first {column.length} words"
 
 

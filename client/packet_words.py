@@ -78,22 +78,25 @@ def _who_asks(packet: "Packet") -> Part:
 def _what_is_learnt(packet: "Packet") -> Part:
     study = packet.study
     data, target = study.data, study.data.columns[study.data.targets[0]]
-    if isinstance(target, NumberColumn):
+    if len(data.targets) > 1:
+        learnt = f"{len(data.targets)} answers"
+    elif isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
     else:
         learnt = f"one of {listed(data.classes)}"
         if data.positive:
             learnt += f" (yes stands for {listed(data.positive)})"
+    plural = "s" if len(data.targets) > 1 else ""
     network = network_words(study.model_dump(mode="json"))
     spare = study.spare_attempts
     more = f" Up to {_count(spare, 'more attempt')} may be made, where one fails." if spare else ""
     return Part(
         "What is learnt",
         (
-            f"To predict the column {listed(data.targets)} of a record, {learnt}, from its other "
-            f"columns. The model is {network} of {packet.parameters:,} numbers, and everyone who "
-            "takes part keeps it at the end.",
+            f"To predict the column{plural} {listed(data.targets)} of a record, {learnt}, from its "
+            f"other columns. The model is {network} of {packet.parameters:,} numbers, and everyone "
+            "who takes part keeps it at the end.",
             f"{_count(study.rounds, 'round')} of training.{more} {_a_round(packet)}",
         ),
     )

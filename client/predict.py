@@ -44,7 +44,8 @@ class Predicted:
 
     Attributes:
         study: of the model.
-        values: (N, C) probabilities, or (N,) numbers in the unit of the target.
+        values: (N, C) probabilities, or (N,) numbers in the unit of the target; or (N, A) answers
+            that the target names.
         figures: against the records' own answers; None where they have none.
         why: why there are no figures.
     """
@@ -59,15 +60,19 @@ class Predicted:
         figures = self.figures
         return {
             "study_digest": self.study.digest(),
-            "classes": list(self.study.data.classes),
+            "classes": list(target_of(self.study).classes),
             "predictions": self.values.tolist(),
             "metrics": figures and {name: asdict(one) for name, one in figures.items()},
         }
 
     def write(self, file: TextIO) -> None:
-        """Write one line a record, in the records' order: its number, the answer, the chances."""
+        """Write one line a record, in the records' order: its number and what is answered."""
         lines = csv.writer(file, lineterminator="\n")
         classes = self.study.data.classes
+        if self.values.ndim == 2 and not classes:
+            lines.writerow(["record", *target_of(self.study).classes])
+            lines.writerows([i, *map(repr, row)] for i, row in enumerate(self.values.tolist(), 1))
+            return
         if not classes:
             lines.writerow(["record", *self.study.data.targets])
             lines.writerows([i, repr(one)] for i, one in enumerate(self.values.tolist(), 1))

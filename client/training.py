@@ -32,7 +32,7 @@ class Tensors:
 
     Attributes:
         inputs: (N, *shape).
-        targets: (N,).
+        targets: (N,), or (N, C).
         patients: (N,) index of each record's patient, or None when a record is the unit.
     """
 

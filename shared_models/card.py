@@ -80,6 +80,7 @@ def card(
         plan=ending.plan,
         network=wording.network_words(results["study"]),
         target=", ".join(study.data.targets),
+        targets=study.data.targets,
         task=study.task,
         classes=study.data.classes,
         shape=list(input_spec(study).shape),

@@ -196,7 +196,7 @@ def class_scores(
             f"expected (N,) targets and (N, {len(classes)}) predictions, "
             f"got {truth.shape} and {scores.shape}"
         )
-    _finite(scores)
+    check_finite(scores)
     whole = truth.astype(np.int64)
     if len(whole) == 0:
         return whole, scores
@@ -241,7 +241,7 @@ def number_errors(targets: Targets, predictions: Predictions) -> Numbers:
     guesses = np.asarray(predictions, dtype=np.float64)
     if truth.ndim != 1 or guesses.shape != truth.shape:
         raise ValueError(f"expected (N,) numbers twice, got {truth.shape} and {guesses.shape}")
-    _finite(guesses)
+    check_finite(guesses)
     return np.abs(guesses - truth)
 
 
@@ -276,7 +276,12 @@ def _width(bounds: Range) -> float:
     return width
 
 
-def _finite(predictions: Numbers) -> None:
+def check_finite(predictions: Numbers) -> None:
+    """Refuse predictions, of any shape, that are not finite.
+
+    Raises:
+        DataError: one is NaN or infinite.
+    """
     if not np.isfinite(predictions).all():
         raise DataError(
             "expected finite predictions of the model, got others; no record was counted",

@@ -153,6 +153,16 @@ class WordsColumn(Column):
     length: int = Field(64, ge=1, le=100_000)
 
 
+class MoleculeColumn(Column):
+    """A molecule as a SMILES text: what it is made of, hashed into public buckets."""
+
+    kind: Literal["molecule"]
+    buckets: int = Field(2048, ge=16, le=1 << 16)
+    features: Literal["ngrams", "morgan"] = "ngrams"  # morgan: circles of radius 2, by RDKit
+    grams: int = Field(4, ge=1, le=8)  # ngrams: of so many symbols at most
+    split: Literal["molecule", "scaffold"] = "molecule"  # scaffold: by RDKit, held out as a whole
+
+
 AnyColumn = Annotated[
     NumberColumn
     | CategoryColumn
@@ -160,7 +170,8 @@ AnyColumn = Annotated[
     | SeriesColumn
     | ImageColumn
     | LettersColumn
-    | WordsColumn,
+    | WordsColumn
+    | MoleculeColumn,
     Field(discriminator="kind"),
 ]
 

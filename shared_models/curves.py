@@ -70,14 +70,15 @@ def curves(
     else:
         calibration = _calibration(scores[np.arange(len(truth)), decided], decided == truth)
     rocs: list[Json] = [
-        _roc(classes[k], truth == k, scores[:, k])
+        roc(classes[k], truth == k, scores[:, k])
         for k in judged
         if 0 < (truth == k).sum() < len(truth)
     ]
     return shape | {"roc": rocs, "calibration": calibration, "confusion": matrix.tolist()}
 
 
-def _roc(name: str, positive: npt.NDArray[np.bool_], scores: Numbers) -> dict[str, Json]:
+def roc(name: str, positive: npt.NDArray[np.bool_], scores: Numbers) -> dict[str, Json]:
+    """Return {class, fpr, tpr, auc} of (N,) scores, of both kinds some, in 150 points at most."""
     fpr, tpr, _ = roc_curve(positive, scores)
     area = float(auc(fpr, tpr))
     if len(fpr) > ROC_POINTS_MAX:

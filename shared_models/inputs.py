@@ -12,6 +12,7 @@ from shared_models.contract import (
     CategoryColumn,
     ImageColumn,
     LettersColumn,
+    MoleculeColumn,
     NumberColumn,
     SeriesColumn,
     WordsColumn,
@@ -30,7 +31,7 @@ class InputSpec:
     Attributes:
         kind: features (F,) | series (T, F) | image (C, H, W), float32; tokens (L,), int64.
         shape: of one record, without the batch.
-        names: of the F features; () for images and tokens.
+        names: of the F features; () for images, tokens and molecules.
         vocabulary: number of token ids, padding included; 0 for numbers.
     """
 
@@ -47,7 +48,7 @@ def input_spec(study: Study) -> InputSpec:
         StudyError: the columns are not those that the task wants.
     """
     inputs = study.data.inputs
-    if study.task == "tabular":
+    if study.task in {"tabular", "survival"}:
         names = scalar_names(inputs)
         if len(names) == 0:
             raise _wants(study, "number or category columns")
@@ -62,6 +63,8 @@ def input_spec(study: Study) -> InputSpec:
     if study.task == "image":
         image = _only(study, ImageColumn)
         return InputSpec("image", (image.channels, image.height, image.width))
+    if study.task == "molecule":
+        return InputSpec("features", (_only(study, MoleculeColumn).buckets,))
     words = any(isinstance(column, WordsColumn) for column in inputs.values())
     tokens = _only(study, WordsColumn) if words else _only(study, LettersColumn)
     size = len(tokens.alphabet) if isinstance(tokens, LettersColumn) else tokens.buckets

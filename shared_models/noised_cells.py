@@ -14,7 +14,7 @@ The bins are equal in log-odds, not in probability: confident networks put most 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -93,7 +93,7 @@ def count_noised_cells(
     Edge case: a prediction that is not finite counts nowhere, in silence: a refusal would tell that
         its record is there.
     """
-    weights = _weights(units, len(targets), step)
+    weights = unit_weights(units, len(targets), step)
     sound = _sound(predictions)
     targets, predictions, weights = targets[sound], predictions[sound], weights[sound]
     if kind == "regression":
@@ -140,17 +140,42 @@ def metrics_from_noised_cells(
     would have (the parametric bootstrap: Efron and Tibshirani 1993, sections 6.5 and 10.6).
     Numbers: by the delta method.
     """
-    counts = cells / noise.step
-    deviation = noise.deviation(shares)
     if kind == "regression":
+        counts, deviation = cells / noise.step, noise.deviation(shares)
         return _number_metrics(counts, deviation, bounds[1] - bounds[0])
-    whole = _projected(kind, classes, counts)
-    figures = _class_metrics(kind, classes, whole)
+    return redrawn(
+        cells,
+        noise,
+        shares,
+        lambda noisy: _projected(kind, classes, noisy),
+        lambda whole: _class_metrics(kind, classes, whole),
+    )
+
+
+def redrawn(
+    cells: Cells,
+    noise: CellNoise,
+    shares: int,
+    project: Callable[[Numbers], Cells],
+    metrics: Callable[[Cells], dict[str, Figure]],
+) -> dict[str, Figure]:
+    """Return the metrics of a noisy sum, without the noise's bias and with its deviation.
+
+    Args:
+        cells: (L,) the opened sum, in steps.
+        noise: of each share.
+        shares: sites in the sum: each added one.
+        project: makes whole counts >= 0 of noisy ones.
+        metrics: of whole counts, with the limits of counts without noise.
+    """
+    deviation = noise.deviation(shares)
+    whole = project(cells / noise.step)
+    figures = metrics(whole)
     stream = Stream(hashlib.sha256(cells.astype("<i8").tobytes()).digest())  # public: no secret
     from privacy.noise import gaussian  # torch comes with it, and lanes are asked by every program
 
     drawn = (whole + deviation * gaussian(len(whole), stream) for _ in range(_DRAWS))
-    again = [_class_metrics(kind, classes, _projected(kind, classes, one)) for one in drawn]
+    again = [metrics(project(one)) for one in drawn]
     return {
         name: _corrected(figure, [other[name].value for other in again])
         for name, figure in figures.items()
@@ -160,9 +185,9 @@ def metrics_from_noised_cells(
 def _projected(kind: Kind, classes: Sequence[str], counts: Numbers) -> Cells:
     """Return whole counts >= 0, each group of cells with the total that it had."""
     if kind == "binary":
-        return _whole(counts)
+        return whole_counts(counts)
     edge = len(classes) ** 2
-    return np.concatenate((_whole(counts[:edge]), _whole(counts[edge:])))
+    return np.concatenate((whole_counts(counts[:edge]), whole_counts(counts[edge:])))
 
 
 def _class_metrics(kind: Kind, classes: Sequence[str], counts: Cells) -> dict[str, Figure]:
@@ -254,7 +279,7 @@ def _widened(figure: Figure, noise: float, ceiling: float) -> Figure:
     )
 
 
-def _whole(noisy: Numbers) -> Cells:
+def whole_counts(noisy: Numbers) -> Cells:
     """Return the nearest counts >= 0 with the same total, rounded: projection onto the simplex.
 
     Source: Duchi et al. 2008, doi:10.1145/1390156.1390191, figure 1. Cutting negative counts off
@@ -270,7 +295,7 @@ def _whole(noisy: Numbers) -> Cells:
     return whole
 
 
-def _weights(units: npt.NDArray[np.int64] | None, rows: int, step: int) -> Cells:
+def unit_weights(units: npt.NDArray[np.int64] | None, rows: int, step: int) -> Cells:
     """Return the (N,) steps that each row counts: a unit's add up to ``step`` at most."""
     if units is None:
         return np.full(rows, step, dtype=np.int64)

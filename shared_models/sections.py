@@ -4,6 +4,7 @@ Each section checks itself; what two sections must agree on is checked by the st
 """
 
 import math
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -189,6 +190,24 @@ class Evaluation(Section):
             raise ValueError("expected holdout_column and holdout_values together")
         if self.folds is not None and self.holdout_column is not None:
             raise ValueError("expected folds or holdout_column, not both")
+        return self
+
+
+class Survival(Section):
+    """How time until an event is learnt and judged; times in the unit of the time's column."""
+
+    edges: tuple[float, ...] = Field(min_length=1, max_length=200)  # ends of the intervals
+    horizons: tuple[float, ...] = Field(min_length=1, max_length=10)  # where risks are compared
+    loss: Literal["hazards", "cox"] = "hazards"
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        for name in ("edges", "horizons"):
+            times = getattr(self, name)
+            if any(not a < b for a, b in pairwise(times)):
+                raise ValueError(f"expected {name} that rise")
+        if not set(self.horizons) <= set(self.edges):
+            raise ValueError("expected horizons that are among the edges")
         return self
 
 

@@ -24,6 +24,7 @@ from shared_models.sections import (
     NoPrivacy,
     Privacy,
     Simulation,
+    Survival,
     Training,
 )
 
@@ -34,7 +35,7 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence"]
+    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule"]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -43,6 +44,7 @@ class Study(Section):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
+    survival: Survival | None = None  # of task survival
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
@@ -85,10 +87,42 @@ class Study(Section):
         return self
 
     def _target_fits(self) -> None:
-        target = self.data.columns[self.data.targets[0]]
-        if len(self.data.targets) > 1 or not isinstance(target, NumberColumn | CategoryColumn):
+        if (self.survival is not None) != (self.task == "survival"):
+            raise ValueError("survival: expected with task = 'survival', and only then")
+        if self.survival is not None:
+            self._survival_fits(self.survival)
+            return
+        targets = [self.data.columns[name] for name in self.data.targets]
+        panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
+        if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
             raise ValueError(
-                f"data.target: expected one number or category column, found {self.data.target!r}"
+                "data.target: expected one number or category column, or several categories of "
+                f"two values (no, then yes), found {self.data.target!r}"
+            )
+
+    def _survival_fits(self, survival: Survival) -> None:
+        names = self.data.targets
+        time, event = (self.data.columns[name] for name in names[:2]) if len(names) > 1 else (0, 0)
+        if (
+            len(names) != 2
+            or not (isinstance(time, NumberColumn) and time.missing == "refuse")
+            or not (isinstance(event, CategoryColumn) and event.missing == "refuse")
+            or len(event.values) != 2
+        ):
+            raise ValueError(
+                "data.target: expected two columns without missing values with task = 'survival', "
+                "a time (number) and whether the event happened (category: no, then yes), "
+                f"found {self.data.target!r}"
+            )
+        if not time.low < survival.edges[0] or not survival.edges[-1] <= time.high:
+            raise ValueError(
+                f"survival.edges: expected times above {time.low:g}, up to {time.high:g}, the "
+                f"range of {names[0]!r}"
+            )
+        if survival.loss == "cox" and self.privacy.mode != "none":
+            raise ValueError(
+                "survival.loss: 'cox' compares records with each other, so that no record has a "
+                f"loss of its own: expected 'hazards' with privacy.mode = {self.privacy.mode!r}"
             )
 
     def _training_fits(self) -> None:

@@ -7,8 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared_models.label import label
+from shared_models.panel import panel
 from shared_models.study import Study
+from shared_models.survival import survival
 from shared_models.target import Target
+
+
+def _answers(study: Study) -> Target:
+    """Return what one answer asks of a model, or a panel of them."""
+    return panel(study) if len(study.data.targets) > 1 else label(study)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Task:
     networks: tuple[str, ...]
     columns: tuple[str, ...]
     examples: tuple[str, ...]
-    target: Callable[[Study], Target] = label
+    target: Callable[[Study], Target] = _answers
 
 
 TASKS: dict[str, Task] = {
@@ -62,6 +69,21 @@ TASKS: dict[str, Task] = {
             networks=("attention", "cnn", "lstm", "gru", "rnn"),
             columns=("letters", "words"),
             examples=("splice", "questions"),
+        ),
+        Task(
+            "molecule",
+            "Effects of a molecule, written as SMILES, such as those of a panel of assays.",
+            networks=("mlp",),
+            columns=("molecule",),
+            examples=("tox21",),
+        ),
+        Task(
+            "survival",
+            "Time until an event, such as death or relapse, of which some records do not know.",
+            networks=("mlp",),
+            columns=("number", "category"),
+            examples=("brca",),
+            target=survival,
         ),
     )
 }

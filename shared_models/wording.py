@@ -24,6 +24,9 @@ LABELS = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
+    "ef1": ("Enrichment at 1 %", "positives among the top 1 % over those of a random choice"),
+    "bedroc": ("BEDROC", "early recognition, alpha 20: 1 when all positives come first"),
+    "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
     "loss": ("Loss", "log loss in nats, or mean squared error; lower is better"),
 }
 MODELS = {

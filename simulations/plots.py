@@ -120,6 +120,28 @@ def calibration_svg(bins: Rows) -> str:
         )
 
 
+def survival_svg(groups: Rows, unit: str) -> str:
+    """Draw the share without the event over time, of groups by predicted risk (Kaplan-Meier)."""
+    with _style():
+        figure, axes = _canvas(4.4, 4.2)
+        for k, group in enumerate(groups):
+            label = f"{group['group']} risk ({group['events']} of {group['n']})"
+            times, shares = [0, *group["times"]], [1, *group["shares"]]
+            axes.step(
+                times, shares, where="post", color=COLOURS[k], linestyle=DASHES[k], label=label
+            )
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(f"Time{unit}")
+        axes.set_ylabel("Share without the event")
+        axes.legend(loc="lower left", title="Events", title_fontsize=11)
+        ends = ", ".join(
+            f"{one['group']} {one['shares'][-1]:.3f}" for one in groups if one["shares"]
+        )
+        return _svg(
+            figure, "survival", f"Share without the event by predicted risk, at last: {ends}"
+        )
+
+
 def baselines_svg(values: Mapping[str, float], label: str, low: float, high: float) -> str:
     """Draw one dot a training on a common scale; the first is this run, with its 95 % limits."""
     with _style():

@@ -32,7 +32,7 @@ Rows = Sequence[Json]
 
 SITES_MAX = 60  # rows of the table of sites; of more sites the quantiles are shown
 # Metrics that are not in [0, 1] by nature get no bar.
-UNBOUNDED = frozenset({"brier", "loss", "mae", "rmse"})
+UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse"})
 SITE_METRICS = (
     "auc",
     "accuracy",
@@ -207,10 +207,15 @@ def _pictures(results: Json, curves: Json | None) -> list[tuple[str, str, Markup
     if curves.get("calibration"):
         words = "On the dotted diagonal, a predicted 70\u00a0% comes true in 70 of 100 records."
         found.append(("Calibration", words, plots.calibration_svg(curves["calibration"])))
+    target = results["study"]["data"]["target"]
+    first = target if isinstance(target, str) else target[0]
+    column = results["study"]["data"].get("columns", {}).get(first, {})
+    unit = f" ({column['unit']})" if column.get("unit") else ""
+    if curves.get("groups"):
+        words = "Far apart is better: those of higher predicted risk should have the event first."
+        picture = plots.survival_svg(curves["groups"], unit)
+        found.append(("Kaplan-Meier by predicted risk", words, picture))
     if "errors" in curves:
-        target = results["study"]["data"]["target"]
-        column = results["study"]["data"].get("columns", {}).get(target, {})
-        unit = f" ({column['unit']})" if column.get("unit") else ""
         words = "Centred on zero and narrow is better."
         found.append(("Errors", words, plots.errors_svg(curves["errors"], unit)))
         words = "On the dotted diagonal, prediction and truth agree; counts of records only."

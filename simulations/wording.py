@@ -39,7 +39,8 @@ def warnings(results: Json) -> list[str]:
 def headline(results: Json) -> str:
     """Return one sentence on what was trained, by whom, for how long."""
     network = network_words(results["study"])
-    target = results["study"]["data"]["target"]
+    named = results["study"]["data"]["target"]
+    target = named if isinstance(named, str) else ", ".join(named)
     return (
         f"In this simulation, {site_count(results)} virtual sites trained {network} together in "
         f"{results['rounds']} rounds, to predict “{target}”."

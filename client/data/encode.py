@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from client.data import ceiling
 from client.data.cells import Floats, Ints, categories, numbers, series, texts
+from client.data.molecules import molecule_features, scaffolds
 from client.data.records import Records
 from client.data.table import Table
 from client.data.tokens import letter_ids, word_ids
@@ -21,6 +22,7 @@ from shared_models.contract import (
     Data,
     ImageColumn,
     LettersColumn,
+    MoleculeColumn,
     NumberColumn,
     SeriesColumn,
     Variable,
@@ -45,17 +47,19 @@ def encode(study: Study, table: Table) -> Records:
     itemsize = 8 if spec.kind == "tokens" else 4
     ceiling.check_bytes(table.length * math.prod(spec.shape) * itemsize, "records")
     public = {name: np.full(table.length, value) for name, value in table.public.items()}
+    # One answer is always there; of several, each says whether it may be missing.
+    alone = data.targets if len(data.targets) == 1 else ()
     indices: dict[str, Ints] = {}
     numbered: dict[str, Floats] = {}
     for name, column in data.columns.items():
         if isinstance(column, CategoryColumn):
-            indices[name] = categories(table, name, column, refuse_missing=name in data.targets)
+            indices[name] = categories(table, name, column, refuse_missing=name in alone)
             public[name] = np.array([*column.values, ""])[indices[name]]  # missing: -1, the last
         elif isinstance(column, NumberColumn) and name not in data.inputs:
-            numbered[name] = numbers(table, name, column, refuse_missing=name in data.targets)
+            numbered[name] = numbers(table, name, column, refuse_missing=name in alone)
     targets = _targets(data, table, indices, numbered)
     inputs = _inputs(table, data, spec, indices)
-    names = None if data.patient is None else texts(table, data.patient)
+    names = _groups(table, data) if data.patient is None else texts(table, data.patient)
     kept = table.kept()  # from here on only they count: patients are numbered, records joined
     inputs, targets = inputs[kept], targets[kept]
     public = {name: values[kept] for name, values in public.items()}
@@ -63,7 +67,8 @@ def encode(study: Study, table: Table) -> Records:
         return Records(inputs, targets, row_identities(inputs), None, public)
     # A lone surrogate, which JSON can write, is a letter like any other.
     identities = tuple(text.encode("utf-8", "surrogatepass") for text in names[kept])
-    return Records(inputs, targets, identities, patient_indices(identities), public)
+    patients = None if data.patient is None else patient_indices(identities)
+    return Records(inputs, targets, identities, patients, public)
 
 
 def row_identities(inputs: Floats32 | Ints) -> tuple[bytes, ...]:
@@ -86,13 +91,27 @@ def scale_values(values: Floats, column: NumberColumn | Variable) -> Floats:
     return share * 2 - 1
 
 
+def _groups(table: Table, data: Data) -> npt.NDArray[np.object_] | None:
+    """Return (N,) names of what is held out as a whole though it is no patient, or None."""
+    for name, column in data.inputs.items():
+        if isinstance(column, MoleculeColumn) and column.split == "scaffold":
+            return scaffolds(table, name)
+    return None
+
+
 def _targets(
     data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
 ) -> Ints | Floats32:
+    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one."""
+    if not all(name in data.columns for name in data.targets):
+        return np.zeros(table.length, dtype=np.int64)  # a model is used where nobody knows
+    if len(data.targets) > 1:
+        parts = [indices.get(name, numbered.get(name)) for name in data.targets]
+        columns = np.stack([part for part in parts if part is not None], axis=1)
+        numeric = numbered.keys() & {*data.targets}
+        return columns.astype(np.float32) if numeric else columns.astype(np.int64)
     (name,) = data.targets
-    column = data.columns.get(name)
-    if column is None:  # a model is used where nobody knows the answer
-        return np.zeros(table.length, dtype=np.int64)
+    column = data.columns[name]
     if not isinstance(column, CategoryColumn):
         return numbered[name].astype(np.float32)
     if not data.positive:
@@ -108,6 +127,8 @@ def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints])
             return letter_ids(table, name, column)
         if isinstance(column, WordsColumn):
             return word_ids(table, name, column)
+        if isinstance(column, MoleculeColumn):
+            return molecule_features(table, name, column)
         if isinstance(column, ImageColumn):
             return _images(table, name, column)
         if isinstance(column, SeriesColumn):

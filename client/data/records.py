@@ -15,8 +15,10 @@ class Records:
 
     Attributes:
         inputs: (N, *shape) float32, or int64 token ids.
-        targets: (N,) int64 class index, or float32 for a number.
-        identities: N byte strings: the patient's id, or the canonical bytes of the inputs. Records
+        targets: (N,) int64 class index, or float32 for a number; (N, C) of several columns, where
+            a missing class is -1 and a missing number NaN.
+        identities: N byte strings: the patient's id, a molecule's scaffold, or the canonical bytes
+            of the inputs. Records
             with equal identities always fall on the same side of a hold-out.
         patients: (N,) int64 index of the patient within these records; None without patients.
         public: (N,) text values of every category column, and of "part" and "file" where there are.

@@ -53,7 +53,7 @@ def word_ids(table: Table, name: str, column: WordsColumn) -> Ids:
     for row, text in enumerate(texts(table, name)):
         for place, word in zip(range(column.length), words(text), strict=False):
             if word not in bucket_of:
-                bucket_of[word] = _bucket(word, column.buckets)
+                bucket_of[word] = bucket(word, column.buckets)
             ids[row, place] = 1 + bucket_of[word]
     return ids
 
@@ -63,6 +63,7 @@ def words(text: str) -> Iterator[str]:
     return (match.group() for match in _WORD.finditer(text.lower()))
 
 
-def _bucket(word: str, buckets: int) -> int:
+def bucket(word: str, buckets: int) -> int:
+    """Return the public bucket of a text, 0 to buckets - 1."""
     digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % buckets

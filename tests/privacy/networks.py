@@ -23,7 +23,12 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def naive_sum(
-    model: nn.Module, x: Tensor, y: Tensor, bound: float, units: npt.NDArray[np.int64] | None = None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    bound: float,
+    units: npt.NDArray[np.int64] | None = None,
+    losses: Callable[[Tensor, Tensor], Tensor] = squared_error,
 ) -> Tensor:
     """The clipped sum by the definition: one plain backward a row, one clip a unit, in float64."""
     owners = np.arange(len(x)) if units is None else units
@@ -32,7 +37,7 @@ def naive_sum(
         gradient = torch.zeros_like(total)
         for row in np.flatnonzero(owners == owner):
             model.zero_grad()
-            squared_error(model(x[row : row + 1]), y[row : row + 1]).sum().backward()
+            losses(model(x[row : row + 1]), y[row : row + 1]).sum().backward()
             parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
             gradient += torch.cat([part.flatten() for part in parts]).double()
         total += gradient * min(1.0, bound / max(float(gradient.norm()), 1e-300))
