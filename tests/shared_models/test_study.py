@@ -225,7 +225,7 @@ def test_an_example_that_ships_runs_without_privacy_by_one_override(path: Path) 
         ("privacy.unit", "ward", "privacy.unit: expected 'record' or 'patient', found 'ward'"),
         ("simulation.sites", 2, "simulation.sites: expected greater than or equal to 3, found 2"),
         ("aggregation.min_sites", 2, "aggregation.min_sites: expected greater than or equal to 3"),
-        ("task", "astrology", "task: expected 'tabular', 'image', 'series' or 'sequence', found"),
+        ("task", "astrology", "task: expected 'tabular', 'image', 'series', 'sequence', "),
         ("model.name", "oracle", "model.name: expected 'mlp', 'cnn', 'lstm', 'gru', 'rnn', 'atten"),
         ("rounds", 0, "rounds: expected greater than or equal to 1, found 0"),
         ("rounds", 40.5, "rounds: expected a valid integer, found 40.5"),
