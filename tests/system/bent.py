@@ -26,7 +26,7 @@ def keep(path: str) -> None:
     import server.gateway as gateway
 
     read: Any = gateway._read
-    file = Path(path).open("ab", buffering=0)
+    file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - as long as the program
 
     async def kept(*arguments: Any) -> bytes:
         body: bytes = await read(*arguments)
