@@ -42,7 +42,8 @@ class Journal:
         """Open ``path``, creating it with mode 0600 in an existing folder.
 
         Raises:
-            PrivacyError: it is no journal, or it cannot be opened or written.
+            PrivacyError: it is no journal.
+            DataError: it cannot be opened or written.
         """
         self._file = ChainFile(path, _NOUN, _VERSION)
 
@@ -54,8 +55,8 @@ class Journal:
             facts: about it: digests, counts of bytes, names of sites; never a value of a record.
 
         Raises:
-            PrivacyError: the last row was changed, or the disk failed. What was to be noted must
-                not be done.
+            PrivacyError, DataError: the last row was changed, or the disk failed. What was to be
+                noted must not be done.
         """
         time = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps(

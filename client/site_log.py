@@ -5,12 +5,11 @@ It holds no value of a record. The proof of what left is another file, `client.j
 
 import contextlib
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from privacy.errors import DataError
+from shared_models.log_file import LogFile
 
 Tell = Callable[[str], None]
 KEPT = logging.getLogger("fedward.site.kept")  # what is in the file alone
@@ -23,14 +22,7 @@ def logged(path: Path, tell: Tell) -> Iterator[None]:
     Raises:
         DataError: the file cannot be written.
     """
-    try:
-        path.touch(mode=0o600)
-        lines = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    lines.setFormatter(form)
+    lines = LogFile(path)
     told = _Told(tell)
     log = logging.getLogger("fedward")
     before, log.level = log.level, logging.INFO

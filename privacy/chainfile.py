@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from privacy.disk import disk_error
 from privacy.errors import PrivacyError
 from privacy.heads import EMPTY, Head
 
@@ -94,7 +95,8 @@ class ChainFile:
             version: of the file; one of another version, or another kind, is refused.
 
         Raises:
-            PrivacyError: it is no such file, or it cannot be opened or written.
+            PrivacyError: it is no such file.
+            DataError: it cannot be opened or written.
         """
         self.path, self._noun = path, noun
         with self.failing("nothing was read"):
@@ -125,6 +127,8 @@ class ChainFile:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if (failed := disk_error(error, str(self.path), became)) is not None:
+                raise failed from error
             raise PrivacyError(
                 f"expected a {self._noun} that can be read and written at '{self.path.name}', got "
                 f"{type(error).__name__}: {error}; {became}"

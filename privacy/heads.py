@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from privacy.disk import disk_error
 from privacy.errors import PrivacyError, ProtocolError
 from privacy.keys import KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 
@@ -107,9 +108,10 @@ class Heads:
         """Open ``path``, creating it with mode 0600 in an existing folder.
 
         Raises:
-            PrivacyError: it is no such file, or the disk failed.
+            PrivacyError: it is no such file.
+            DataError: the disk failed.
         """
-        self._name = path.name
+        self._path = path
         with self._failing():
             # Not when it is there: to close it would drop the locks that this process has on it.
             if not path.exists():
@@ -129,7 +131,8 @@ class Heads:
 
         Raises:
             ProtocolError: the signer is not pinned.
-            PrivacyError: another chain of the same length was signed before, or the disk failed.
+            PrivacyError: another chain of the same length was signed before.
+            DataError: the disk failed.
         """
         if record.signer not in pinned:
             raise ProtocolError("expected a head signed by a pinned key, got another's; not kept")
@@ -164,7 +167,7 @@ class Heads:
 
         Raises:
             ProtocolError: a record was changed.
-            PrivacyError: the disk failed.
+            DataError: the disk failed.
         """
         with self._failing():
             rows = self._connection.execute(
@@ -192,7 +195,9 @@ class Heads:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if (failed := disk_error(error, str(self._path), "nothing was kept")) is not None:
+                raise failed from error
             raise PrivacyError(
-                f"expected a file of heads that can be read and written at '{self._name}', got "
-                f"{type(error).__name__}: {error}; nothing was kept"
+                f"expected a file of heads that can be read and written at '{self._path.name}', "
+                f"got {type(error).__name__}: {error}; nothing was kept"
             ) from error

@@ -34,7 +34,8 @@ class Ledger:
         """Open ``path``, creating it with mode 0600 in an existing folder.
 
         Raises:
-            PrivacyError: it is not a ledger of this version, or it cannot be opened or written.
+            PrivacyError: it is not a ledger of this version.
+            DataError: it cannot be opened or written, as from all that follows.
         """
         self._file = ChainFile(path, "ledger", _VERSION)
         self._connection = self._file.connection
@@ -59,8 +60,9 @@ class Ledger:
         Raises:
             ValueError: ``key`` is empty or too long.
             PrivacyError: ``key`` holds another event, another policy is in force, ``allow``
-                refused, a row of the chain is wrong (the last one always, all with ``allow`` or
-                ``under``), or the disk failed. Nothing was debited, and nothing may be read.
+                refused, or a row of the chain is wrong (the last one always, all with ``allow`` or
+                ``under``). Nothing was debited, and nothing may be read.
+            DataError: the disk failed, with the same consequence.
         """
         if not 1 <= len(key) <= _KEY_LENGTH:
             raise ValueError(f"expected a key of 1 to {_KEY_LENGTH} characters, got {len(key)}")
@@ -92,7 +94,8 @@ class Ledger:
             the new row, or None when the policy was in force.
 
         Raises:
-            PrivacyError: ``allow`` refused, a row is wrong, or the disk failed. Nothing changed.
+            PrivacyError: ``allow`` refused, or a row is wrong. Nothing changed.
+            DataError: the disk failed. Nothing changed.
         """
         entry = Adopted(policy=policy)
         with self._file.failing("the policy was not adopted"), self._file.transaction():

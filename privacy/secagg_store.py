@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from privacy.disk import disk_error
 from privacy.errors import ProtocolError
 from privacy.roster import Kind
 from privacy.wire import Counter, bitmap
@@ -54,12 +55,14 @@ class SiteStore:
         """Open ``path``, creating it with mode 0600; None keeps it in memory (simulations).
 
         Raises:
-            ProtocolError: it is no such file, or the disk failed.
+            ProtocolError: it is no such file.
+            DataError: the disk failed, as from all that follows.
         """
-        # Not when it is there: to close it would drop the locks that this process has on it.
-        if path is not None and not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        with _failing():
+        self._path = path
+        with self._failing():
+            # Not when it is there: to close it would drop the locks that this process has on it.
+            if path is not None and not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._connection = sqlite3.connect(
                 ":memory:" if path is None else path, timeout=_WAIT_S, isolation_level=None
             )
@@ -80,7 +83,7 @@ class SiteStore:
 
     def counters(self) -> dict[int, Counter]:
         """Return the highest counter ever seen of each site, the own one included."""
-        with _failing():
+        with self._failing():
             rows = self._connection.execute("SELECT site, round, attempt FROM counters").fetchall()
         return {site: Counter(number, attempt) for site, number, attempt in rows}
 
@@ -135,7 +138,7 @@ class SiteStore:
         Raises:
             ProtocolError: it was given to another AckSet (section 2, message 11).
         """
-        with _failing():
+        with self._failing():
             given = self._connection.execute(
                 "SELECT ack_set, answer FROM answers WHERE run = ? AND round = ? AND attempt = ?",
                 (run, *counter),
@@ -168,7 +171,7 @@ class SiteStore:
 
     def work(self, kind: Kind, model: bytes) -> tuple[Integers, Lanes] | None:
         """Return the integers that an open round on this model masked, or None."""
-        with _failing():
+        with self._failing():
             row = self._connection.execute(
                 "SELECT integers, lanes FROM work WHERE kind = ? AND model = ?", (int(kind), model)
             ).fetchone()
@@ -189,7 +192,7 @@ class SiteStore:
         Each comes with the hash of the Result that led to it; an evaluation leads from a state to
         itself.
         """
-        with _failing():
+        with self._failing():
             rows = self._connection.execute(
                 "SELECT blob, result FROM states ORDER BY number DESC"
             ).fetchall()
@@ -224,7 +227,7 @@ class SiteStore:
             ProtocolError: the model was opened so before, or by another set of sites: two such sums
                 that differ in one site would be that site's cells.
         """
-        with _failing():
+        with self._failing():
             find = self._connection.execute
             opened = find("SELECT 1 FROM exact_models WHERE model = ?", (model,)).fetchone()
             fixed = find("SELECT survivors FROM exact_set").fetchone()
@@ -270,21 +273,23 @@ class SiteStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that is on disk when it ends."""
-        with _failing():
+        with self._failing():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
 
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise ProtocolError(
-            f"the protocol's store failed ({type(error).__name__}); nothing was sent"
-        ) from error
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            where = str(self._path or "the protocol's store")
+            if (failed := disk_error(error, where, "nothing was sent")) is not None:
+                raise failed from error
+            raise ProtocolError(
+                f"the protocol's store failed ({type(error).__name__}); nothing was sent"
+            ) from error

@@ -23,7 +23,7 @@ _LOG = logging.getLogger("fedward.server")
 
 HINTS = {
     1: "its log has the details",
-    2: "its records' file or folder is not as it was enrolled",
+    2: "its records' file or folder is not as it was enrolled, or its disk is full",
     3: "its steward sees the reason in its log; `fedward-site budget` shows what is left",
     4: "most often it was started again; it takes part in the next run",
     5: "it lost its connection",

@@ -42,6 +42,7 @@ from server.rounds import Exchange, Opened, Order, Summation, awaits_evaluation,
 from server.standing import HERE_S, Standing, read_checkpoint, released
 from server.store import ServerStore
 from shared_models import letters
+from shared_models.log_file import LogFile
 from shared_models.notice import KIND as ENDED
 from shared_models.notice import REASONS, Notice, write_notice
 from shared_models.notice import Reason as End
@@ -371,14 +372,7 @@ def _repeated(settle: Callable[[], Page]) -> Iterator[None]:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what happens into the folder's log, one line each, in UTC."""
-    try:
-        path.touch(mode=0o600)
-        lines = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    lines.setFormatter(form)
+    lines = LogFile(path)
     log = logging.getLogger("fedward")
     before, log.level = log.level, logging.INFO
     log.addHandler(lines)

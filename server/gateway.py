@@ -159,6 +159,8 @@ class Gateway:
                 pieces.append(message.get("body", b""))
 
         await self._hub.app(inner, _replay(body), send)
+        if status >= 500:
+            _LOG.error("Flower could not answer a request: HTTP status %d", status)
         return status, b"".join(pieces)
 
     async def _to_stranger(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

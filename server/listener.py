@@ -86,7 +86,7 @@ class Listener:
             server_header=False,
             access_log=False,
             log_config=None,
-            log_level="error",
+            log_level="critical",  # an app that fails is the app's to tell
             timeout_keep_alive=int(IDLE_S),
             timeout_graceful_shutdown=STOP_S,
             h11_max_incomplete_event_size=HEAD_BYTES,

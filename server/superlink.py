@@ -143,8 +143,8 @@ class SuperLink:
             DataError: the database cannot be made or read.
         """
         os.environ["FLWR_HOME"] = str(home)
-        for chatty in ("flwr", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)  # what fails there is told in our log
         self._database = database
         with self._failing():
             if database is not None and not database.exists():

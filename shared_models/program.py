@@ -4,6 +4,7 @@ It knows no command and no option. What the codes mean is told by ``privacy.erro
 reads on (`fedward-site predict ... | head`), it ends without a word, as other programs do.
 """
 
+import errno
 import os
 import select
 import signal
@@ -13,16 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 import typer
 
-from privacy.errors import FedwardError
+from privacy.errors import DataError, FedwardError
 from privacy.startup import check_packages
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 UNREAD = 141  # as a shell reports SIGPIPE
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -36,6 +38,7 @@ def errors(program: str, after_interrupt: str = "start it again") -> Iterator[No
     try:
         check_packages()
         yield
+        sys.stdout.flush()  # here, where it may fail
     except FedwardError as error:
         _fail(program, str(error), error.hint, error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):  # the latter: at a question
@@ -43,8 +46,8 @@ def errors(program: str, after_interrupt: str = "start it again") -> Iterator[No
     except typer.Exit:
         raise
     except Exception as bug:
-        if _is_unread(bug):
-            raise
+        if _is_unread(bug) or _is_full(bug):
+            raise  # to `run`
         with NamedTemporaryFile("w", prefix="fedward-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)  # mode 0600: it may quote what only the user may see
         hint = f"please report it; the details are in {file.name}"
@@ -69,9 +72,7 @@ def terminable() -> Iterator[None]:
 def run(app: typer.Typer, program: str) -> NoReturn:
     """Run a program to its end; a mistake in usage is one line and a hint, as any other error."""
     try:
-        code = app(prog_name=program, standalone_mode=False)
-        sys.stdout.flush()  # here, where it may fail
-        sys.exit(code)
+        sys.exit(app(prog_name=program, standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
@@ -79,12 +80,16 @@ def run(app: typer.Typer, program: str) -> NoReturn:
         asked = error.ctx.command_path if error.ctx else program
         _complain(program, error.format_message(), f"`{asked} --help` shows how it is used")
         sys.exit(error.exit_code)
-    except (BrokenPipeError, SystemExit) as end:
-        if not _is_unread(end):
-            raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter will flush what is left
-        sys.exit(UNREAD)
+    except (OSError, SystemExit) as end:
+        if _is_unread(end):
+            _drop(sys.stdout)
+            sys.exit(UNREAD)
+        if isinstance(end, OSError) and _is_full(end):
+            _drop(sys.stdout)
+            what = f"{end.filename or 'what was to be written'}: cannot be written ({end.strerror})"
+            _complain(program, what, "make room on the disk")
+            sys.exit(DataError.exit_code)
+        raise
 
 
 def _is_unread(end: BaseException) -> bool:
@@ -102,6 +107,11 @@ def _is_unread(end: BaseException) -> bool:
     return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
+def _is_full(end: BaseException) -> bool:
+    """Say whether it ends because a disk is full, where nobody could say more of it."""
+    return isinstance(end, OSError) and end.errno in _FULL
+
+
 def _fail(program: str, message: str, hint: str, code: int) -> NoReturn:
     _complain(program, message, hint)
     raise typer.Exit(code)
@@ -109,6 +119,17 @@ def _fail(program: str, message: str, hint: str, code: int) -> NoReturn:
 
 def _complain(program: str, message: str, hint: str) -> None:
     line = " ".join(message.split())
-    sys.stderr.write(f"{program}: error: {line}\n")
-    if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+    try:
+        sys.stderr.write(f"{program}: error: {line}\n")
+        if hint:
+            sys.stderr.write(f"hint: {hint}\n")
+        sys.stderr.flush()
+    except OSError:  # nobody reads, or the disk under it is full: the code tells it still
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what a stream could not write go nowhere: the interpreter would try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

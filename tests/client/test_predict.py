@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -194,26 +195,46 @@ def test_weights_that_do_not_fit_are_refused(program: Program, tmp_path: Path, c
     assert "weights" in refused(ended, 2)
 
 
+def begun(model: Path, data: Path, stdout: int | IO[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "fedward-site", "predict", model, "--data", data],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "", "OMP_NUM_THREADS": "1", "TMPDIR": str(data.parent)},
+    )
+
+
 def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path: Path) -> None:
     """As in `fedward-site predict ... | head -2`, with more lines than a pipe holds."""
     model = saved(tmp_path / "model", study_of())
     (tmp_path / "new.csv").write_text("age\n" + "50\n" * 20_000)
     for closing in (2, 0):  # after two lines; at once, before a line is written
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "fedward-site",
-             "predict", model, "--data", tmp_path / "new.csv"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={"PATH": "", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
-        )  # fmt: skip
+        process = begun(model, tmp_path / "new.csv", subprocess.PIPE)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(closing)]
         process.stdout.close()
-        assert process.stderr is not None
-        err = process.stderr.read()
-        process.stderr.close()
-        assert (process.wait(120), err) == (141, "")
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (141, "")
         assert lines == ["record,ill,p(no),p(yes)\n", "1,yes,0.377541,0.622459\n"][:closing]
     assert not list(tmp_path.glob("fedward-*.txt"))  # no details of a bug
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("records", [2, 20_000])  # within a buffer, and beyond
+def test_a_full_disk_under_the_output_is_no_bug(tmp_path: Path, records: int) -> None:
+    model = saved(tmp_path / "model", study_of())
+    (tmp_path / "new.csv").write_text("age\n" + "50\n" * records)
+    with Path("/dev/full").open("w") as full:
+        process = begun(model, tmp_path / "new.csv", full)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    *_, line, hint = err.splitlines()
+    assert line == (
+        "fedward-site: error: what was to be written: cannot be written (No space left on device)"
+    )
+    assert hint == "hint: make room on the disk"
+    assert "Traceback" not in err
 
 
 def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from privacy import keys
 from privacy.accounting import Event
-from privacy.errors import PrivacyError, ProtocolError
+from privacy.errors import DataError, PrivacyError, ProtocolError
 from privacy.heads import (
     EMPTY,
     RECORD_BYTES,
@@ -194,7 +194,7 @@ def test_another_file_is_no_file_of_heads(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(PrivacyError, match=r"'heads\.db', got FileNotFoundError"):
+    with pytest.raises(DataError, match=r"heads\.db: cannot be read or written \(No such file"):
         Heads(tmp_path / "gone" / "heads.db")
 
 
