@@ -26,11 +26,7 @@ def keep(path: str) -> None:
     import server.gateway as gateway
 
     read: Any = gateway._read
-<<<<<<< HEAD
-    file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - for as long as the process lives
-=======
     file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - as long as the program
->>>>>>> w/refusals
 
     async def kept(*arguments: Any) -> bytes:
         body: bytes = await read(*arguments)
