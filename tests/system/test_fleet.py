@@ -41,6 +41,7 @@ from server.certificates import Certificates, issue
 from server.gateway import serve
 from server.hub import Hub
 from server.listener import Door, Listener
+from tests.system.cable import Cable
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("ash", "elm", "fir")
@@ -716,47 +717,6 @@ def test_a_site_that_was_killed_at_work_answers_when_it_is_back(
 
 
 # --- networks, certificates and clocks that fail -------------------------------------------------
-
-
-class Cable:
-    """A TCP forwarder that can be cut: connections through it hang, and new ones are refused."""
-
-    def __init__(self, port: int) -> None:
-        self._there, self._lines, self._cut = port, [], False
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                here, _ = self._server.accept()
-                if self._cut:
-                    here.close()
-                    continue
-                there = socket.create_connection(("127.0.0.1", self._there))
-                self._lines += [here, there]
-                for pair in ((here, there), (there, here)):
-                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-
-    def cut(self) -> None:
-        self._cut = True
-        for line in self._lines:
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-
-    def mend(self) -> None:
-        self._cut = False
-
-    def close(self) -> None:
-        self.cut()
-        for line in [self._server, *self._lines]:
-            line.close()
 
 
 def test_a_network_that_is_cut_while_a_site_works_costs_no_answer(
