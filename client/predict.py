@@ -68,9 +68,9 @@ class Predicted:
     def write(self, file: TextIO) -> None:
         """Write one line a record, in the records' order: its number and what is answered."""
         lines = csv.writer(file, lineterminator="\n")
-        classes = self.study.data.classes
-        if self.values.ndim == 2 and not classes:
-            lines.writerow(["record", *target_of(self.study).classes])
+        classes, columns = self.study.data.classes, target_of(self.study).classes
+        if self.values.ndim == 2 and classes != columns:
+            lines.writerow(["record", *columns])
             lines.writerows([i, *map(repr, row)] for i, row in enumerate(self.values.tolist(), 1))
             return
         if not classes:

@@ -49,18 +49,18 @@ def input_spec(study: Study) -> InputSpec:
     """
     inputs = study.data.inputs
     if study.task in {"tabular", "survival"}:
-        names = scalar_names(inputs)
-        if len(names) == 0:
-            raise _wants(study, "number or category columns")
-        return InputSpec("features", (len(names),), names)
-    if study.task == "series":
+        return _scalars(study)
+    kinds = {type(column) for column in inputs.values()}
+    if study.task == "anomaly" and not kinds & {SeriesColumn, ImageColumn}:
+        return _scalars(study)
+    if study.task == "series" or (study.task == "anomaly" and SeriesColumn in kinds):
         series = _only(study, SeriesColumn)
         names = tuple(series.variables)
         if series.missing in {"indicator", "forward_indicator"}:
             names += tuple(f"{name} missing" for name in series.variables)
         names += scalar_names({n: c for n, c in inputs.items() if c is not series})
         return InputSpec("series", (series.steps, len(names)), names)
-    if study.task == "image":
+    if study.task in {"image", "anomaly"}:
         image = _only(study, ImageColumn)
         return InputSpec("image", (image.channels, image.height, image.width))
     if study.task == "molecule":
@@ -87,6 +87,13 @@ def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:
         if column.missing == "indicator":
             names.append(f"{name} missing")
     return tuple(names)
+
+
+def _scalars(study: Study) -> InputSpec:
+    names = scalar_names(study.data.inputs)
+    if len(names) == 0:
+        raise _wants(study, "number or category columns")
+    return InputSpec("features", (len(names),), names)
 
 
 def _only(study: Study, kind: type[C]) -> C:

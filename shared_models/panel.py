@@ -142,20 +142,30 @@ class Panel:
     def figures_from_noised_cells(
         self, cells: Cells, noise: "CellNoise", shares: int
     ) -> dict[str, Figure]:
-        """Return AUCs; few bins cannot tell who comes first, nor the loss of a record."""
+        """Return AUCs; few bins cannot tell who comes first, nor the loss of a record.
+
+        An answer has none when its rarer side, as counted, is within three deviations of its noise:
+        limits would then promise more than they keep. The mean is of the others.
+        """
         size = 2 * (len(FEW) + 1)
+        sides = (cells / noise.step).reshape(len(self.names), 2, -1).sum(axis=2)  # (C, 2)
+        told = sides.min(axis=1) > 3 * noise.deviation(shares) * math.sqrt(len(FEW) + 1)
 
         def project(noisy: Answers) -> Cells:
             return np.concatenate([whole_counts(part) for part in noisy.reshape(-1, size)])
 
         def metrics(whole: Cells) -> dict[str, Figure]:
             blocks = self._blocks(whole)
-            total = max((int(one.sum()) for one in blocks), default=0)
+            total = max(int(one.sum()) for one in blocks)
+            blocks = [one * kept for one, kept in zip(blocks, told, strict=True)]
             nothing = Figure(None, None, None, total)
-            told = self._figures(blocks, total, np.full(2, np.nan))
-            return told | {"ef1": nothing, "bedroc": nothing}
+            figures = self._figures(blocks, total, np.full(2, np.nan))
+            return figures | {"ef1": nothing, "bedroc": nothing}
 
-        return redrawn(cells, noise, shares, project, metrics)
+        found = redrawn(cells, noise, shares, project, metrics)
+        # What the noise's bias is guessed at errs alike in all answers: their limits are averaged.
+        areas = [found[f"auc_{name}"] for name in self.names]
+        return found | {"auc": mean_of(areas, found["auc"].n)}
 
     def exact_figures(self, targets: Array, predictions: Answers) -> dict[str, Figure]:
         """Return the metrics of the predictions themselves; errors as `count_cells`."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from privacy.errors import StudyError
 from shared_models.attention import build_attention
+from shared_models.autoencoder import build_autoencoder
 from shared_models.cnn import build_cnn
 from shared_models.inputs import input_spec
 from shared_models.mlp import build_mlp
@@ -24,6 +25,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "gru": build_recurrent,
     "rnn": build_recurrent,
     "attention": build_attention,
+    "autoencoder": build_autoencoder,
 }
 """Name -> builder(section of the study, InputSpec, number of outputs) -> network."""
 

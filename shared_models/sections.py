@@ -73,7 +73,15 @@ class Attention(Section):
         return self
 
 
-Model = Annotated[Mlp | Cnn | Recurrent | Attention, Field(discriminator="name")]
+class Autoencoder(Section):
+    """Layers down to a short code and back: what cannot be copied so is not normal."""
+
+    name: Literal["autoencoder"]
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (128,)
+    code: int = Field(16, ge=1, le=65_536)
+
+
+Model = Annotated[Mlp | Cnn | Recurrent | Attention | Autoencoder, Field(discriminator="name")]
 
 
 class Training(Section):

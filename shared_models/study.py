@@ -35,7 +35,7 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule"]
+    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule", "anomaly"]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -98,6 +98,11 @@ class Study(Section):
             raise ValueError(
                 "data.target: expected one number or category column, or several categories of "
                 f"two values (no, then yes), found {self.data.target!r}"
+            )
+        if self.task == "anomaly" and not self.data.positive:
+            raise ValueError(
+                "data.positive: missing, expected with task = 'anomaly': the values of the target "
+                "that are not normal, which nothing is learnt from"
             )
 
     def _survival_fits(self, survival: Survival) -> None:

@@ -6,6 +6,7 @@ It builds no network (the registry does) and computes nothing from records (the 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shared_models.anomaly import anomaly
 from shared_models.label import label
 from shared_models.panel import panel
 from shared_models.study import Study
@@ -76,6 +77,14 @@ TASKS: dict[str, Task] = {
             networks=("mlp",),
             columns=("molecule",),
             examples=("tox21",),
+        ),
+        Task(
+            "anomaly",
+            "How unlike normal records one is, learnt without a single case of disease.",
+            networks=("autoencoder",),
+            columns=("image", "series", "number", "category"),
+            examples=("anomalies",),
+            target=anomaly,
         ),
         Task(
             "survival",

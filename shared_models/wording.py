@@ -24,6 +24,7 @@ LABELS = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better"),
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
+    "sensitivity_95": ("Sensitivity at 95 %", "share found where 5 % of normal records alarm"),
     "ef1": ("Enrichment at 1 %", "positives among the top 1 % over those of a random choice"),
     "bedroc": ("BEDROC", "early recognition, alpha 20: 1 when all positives come first"),
     "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
@@ -35,6 +36,7 @@ MODELS = {
     "lstm": "an LSTM network",
     "gru": "a GRU network",
     "rnn": "a recurrent network",
+    "autoencoder": "an autoencoder",
     "attention": "a self-attention network",
 }
 Verdict = Literal["protected", "partly", "not protected"]

@@ -20,7 +20,7 @@ from shared_models.wording import (
 BASELINES = {
     "pooled": ("Pooled", "the same network on all records in one place, without privacy"),
     "local_only": ("Each site alone", "the same network at one site, mean over the sites"),
-    "linear": ("Linear model", "logistic or linear regression on all records in one place"),
+    "linear": ("Linear model", "a linear model of its kind on all records in one place"),
 }
 
 COVERS = "It covers this run: every attempt that was debited, of the site that paid most."

@@ -74,14 +74,25 @@ def _grams(text: str, longest: int) -> Counter[str]:
 
 def _molecules(table: Table, name: str) -> list[Any]:
     """Return N molecules, None for those that are left out."""
-    from rdkit.Chem import MolFromSmiles
     from rdkit.rdBase import BlockLogs
 
     with BlockLogs():  # its warnings show the molecule
-        found = [MolFromSmiles(text) if text else None for text in texts(table, name)]
+        found = [_molecule(text) for text in texts(table, name)]
     bad = np.array([molecule is None for molecule in found], dtype=np.bool_)
     table.refuse(bad, name, "a molecule in SMILES", "another text")
     return found
+
+
+def _molecule(text: str) -> Any:
+    """Return a molecule, also one whose valences are unusual, as metals' are; None of no SMILES."""
+    from rdkit.Chem import MolFromSmiles, SanitizeFlags, SanitizeMol
+
+    molecule = MolFromSmiles(text, sanitize=False) if text else None
+    if molecule is not None:
+        molecule.UpdatePropertyCache(strict=False)
+        rules = SanitizeFlags.SANITIZE_ALL ^ SanitizeFlags.SANITIZE_PROPERTIES
+        SanitizeMol(molecule, rules, catchErrors=True)
+    return molecule
 
 
 def _check_rdkit() -> None:

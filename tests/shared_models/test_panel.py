@@ -157,6 +157,19 @@ def test_noised_figures_are_near_the_exact_ones_where_there_are_many_records() -
     assert told["ef1"].value is told["bedroc"].value is told["loss"].value is None
 
 
+def test_what_noise_drowns_is_not_told() -> None:
+    """Of answer c one in a hundred is yes: 20, under noise of deviation 13 in each of ten bins."""
+    targets, chances = many(2000)
+    rare = np.random.default_rng(2).random(2000) < 0.01
+    targets[:, 2] = rare
+    noise = fit_cells(5.0, PANEL.cell_sensitivity, len(PANEL.noised_cell_names()), 3, 1)
+    cells = PANEL.count_noised_cells(targets, chances, None, noise.step)
+    told = PANEL.figures_from_noised_cells(noise.encode(cells, Stream(KEY)), noise, 1)
+    assert told["auc_c"].value is None
+    assert told["auc_a"].value is not None
+    assert told["auc"].value == pytest.approx(np.mean([told["auc_a"].value, told["auc_b"].value]))
+
+
 def test_what_is_not_finite_is_refused_and_under_noise_left_in_silence() -> None:
     targets, predictions = arrays([((1, 0.9), (0, 0.1), (1, 0.2))] * 2)
     predictions[0, 1] = math.nan
