@@ -188,17 +188,20 @@ class Trainer:
         self, state: State, start: torch.Tensor, control: Vector32 | None
     ) -> Callable[[], torch.Tensor] | None:
         """Return what is added to each gradient besides the loss: (P,), a function of weights."""
-        aggregation, decay = self._study.aggregation, self._study.training.weight_decay
+        aggregation, training = self._study.aggregation, self._study.training
+        decay, sparsity = training.weight_decay, training.l1  # of the weights, never of records
         proximal = aggregation.proximal if aggregation.strategy == "fedprox" else 0.0
         correction: torch.Tensor | None = None
         if control is not None:
             difference = state.moments["control"].astype(np.float32) - control
             correction = torch.from_numpy(difference).to(self._device)
-        if not decay and not proximal and correction is None:
+        if not decay and not sparsity and not proximal and correction is None:
             return None
 
         def drift() -> torch.Tensor:
             total = decay * self._flat
+            if sparsity:
+                total = total + sparsity * self._flat.sign()  # a subgradient: 0 at 0
             if proximal:  # FedProx, Li et al. 2020, arXiv:1812.06127, equation 2
                 total = total + proximal * (self._flat - start)
             return total if correction is None else total + correction

@@ -81,7 +81,8 @@ class Training(Section):
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)  # sgd only
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)  # L2: this times the weights joins the gradient
+    l1: float = Field(0.0, ge=0)  # L1: this times the weights' signs does
     local_steps: int | None = Field(None, ge=1)
     local_epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)

@@ -102,7 +102,7 @@ class Study(Section):
             return
         if training.local_steps not in {None, 1}:
             raise ValueError("training.local_steps: expected none with privacy.mode='distributed'")
-        for key, plain in (("optimizer", "sgd"), ("momentum", 0.0), ("weight_decay", 0.0)):
+        for key, plain in (("optimizer", "sgd"), ("momentum", 0.0)):
             if getattr(training, key) != plain:
                 raise ValueError(
                     f"training.{key}: expected none with privacy.mode = 'distributed', where a "
