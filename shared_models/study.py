@@ -85,6 +85,10 @@ class Study(Section):
 
     def _training_fits(self) -> None:
         training, mode = self.training, self.privacy.mode
+        if training.augment is not None and self.task != "image":
+            raise ValueError(
+                f"training.augment: expected only with task = 'image', found task {self.task!r}"
+            )
         if training.local_steps is not None and training.local_epochs is not None:
             raise ValueError("training: expected local_steps or local_epochs, not both")
         if training.momentum and training.optimizer != "sgd":
