@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.augment import DRAWS, augment
 from client.traced import Gradient, gradient_by_autograd, traced_gradient
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.sampling import poisson_sample
@@ -154,12 +155,10 @@ class Trainer:
         Returns:
             (P,) integers: not private before the noise of the ring is added.
         """
-        if self._mechanism is None or self._private is None:
+        if self._private is None:
             raise ValueError("expected a private study")
         self._flat.copy_(self._start(state))
-        batch = _sample(
-            records, self._mechanism.sampling_rate, keys("sample", attempt), self._device
-        )
+        batch = self._sample(records, keys, attempt)
         return self._private.fixed_point_sum(*batch, Stream(keys("dropout", attempt)), grid)
 
     def predict(self, state: State, inputs: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -188,17 +187,20 @@ class Trainer:
         self, state: State, start: torch.Tensor, control: Vector32 | None
     ) -> Callable[[], torch.Tensor] | None:
         """Return what is added to each gradient besides the loss: (P,), a function of weights."""
-        aggregation, decay = self._study.aggregation, self._study.training.weight_decay
+        aggregation, training = self._study.aggregation, self._study.training
+        decay, sparsity = training.weight_decay, training.l1  # of the weights, never of records
         proximal = aggregation.proximal if aggregation.strategy == "fedprox" else 0.0
         correction: torch.Tensor | None = None
         if control is not None:
             difference = state.moments["control"].astype(np.float32) - control
             correction = torch.from_numpy(difference).to(self._device)
-        if not decay and not proximal and correction is None:
+        if not decay and not sparsity and not proximal and correction is None:
             return None
 
         def drift() -> torch.Tensor:
             total = decay * self._flat
+            if sparsity:
+                total = total + sparsity * self._flat.sign()  # a subgradient: 0 at 0
             if proximal:  # FedProx, Li et al. 2020, arXiv:1812.06127, equation 2
                 total = total + proximal * (self._flat - start)
             return total if correction is None else total + correction
@@ -241,7 +243,7 @@ class Trainer:
         steps, seen = 0, 0
         total = torch.zeros((), device=self._device)
         for rows in _batches(self._study, len(records), keys):
-            inputs = records.inputs[rows].to(self._device)
+            inputs = self._inputs(records, rows, keys, steps)
             targets = records.targets[rows].to(self._device)
             gradients, batch_loss = self._gradient(inputs, targets)(self._views, inputs, targets)
             if fused:  # one call for all parameters, as torch.optim.SGD does it
@@ -268,30 +270,41 @@ class Trainer:
         self, records: Tensors, keys: Keys, step: Callable[[torch.Tensor], None]
     ) -> int:
         """DP-SGD, Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with Poisson samples."""
-        if self._mechanism is None or self._private is None:
+        if self._private is None:
             raise ValueError("expected a private study")
         steps = self._study.training.local_steps or 1
         for number in range(steps):
-            rate, key = self._mechanism.sampling_rate, keys("sample", number)
-            batch = _sample(records, rate, key, self._device)
+            batch = self._sample(records, keys, number)
             step(self._private.gradient(*batch, keys("noise", number), self._noised))
         return steps
 
+    def _sample(
+        self, records: Tensors, keys: Keys, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64] | None]:
+        """Return inputs, targets and patients of a Poisson sample of the units."""
+        if self._mechanism is None:
+            raise ValueError("expected a private study")
+        units = records.patients
+        count = len(records) if units is None else int(units.max(initial=-1)) + 1
+        chosen = poisson_sample(count, self._mechanism.sampling_rate, Stream(keys("sample", step)))
+        rows = chosen if units is None else np.flatnonzero(np.isin(units, chosen))
+        index = torch.from_numpy(rows)
+        return (
+            self._inputs(records, index, keys, step),
+            records.targets[index].to(self._device),
+            None if units is None else units[rows],
+        )
 
-def _sample(
-    records: Tensors, rate: float, key: bytes, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64] | None]:
-    """Return inputs, targets and patients of a Poisson sample of the units."""
-    units = records.patients
-    count = len(records) if units is None else int(units.max(initial=-1)) + 1
-    chosen = poisson_sample(count, rate, Stream(key))
-    rows = chosen if units is None else np.flatnonzero(np.isin(units, chosen))
-    index = torch.from_numpy(rows)
-    return (
-        records.inputs[index].to(device),
-        records.targets[index].to(device),
-        None if units is None else units[rows],
-    )
+    def _inputs(self, records: Tensors, rows: torch.Tensor, keys: Keys, step: int) -> torch.Tensor:
+        """Return the inputs of ``rows``, changed at random where the study says so."""
+        inputs = records.inputs[rows].to(self._device)
+        how = self._study.training.augment
+        if how is None:
+            return inputs
+        # Draws for every record of the site, taken or not: they hang on its place, not on others.
+        draws = Stream(keys("augment", step)).uniform(len(records) * DRAWS)
+        own = torch.from_numpy(draws.reshape(-1, DRAWS))[rows]  # (B, 4)
+        return augment(inputs, own, how)
 
 
 def _batches(study: Study, count: int, keys: Keys) -> Iterator[torch.Tensor]:

@@ -84,13 +84,23 @@ class Autoencoder(Section):
 Model = Annotated[Mlp | Cnn | Recurrent | Attention | Autoencoder, Field(discriminator="name")]
 
 
+class Augment(Section):
+    """Random changes of training pictures, drawn for each record and step; never held-out ones."""
+
+    rotate_degrees: float = Field(0.0, ge=0, le=180)  # at most, either way
+    shift_pixels: float = Field(0.0, ge=0, le=4096)  # at most, each way
+    flip: bool = False  # half of them mirrored, left and right
+
+
 class Training(Section):
     """What a site does with the model in one round."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)  # sgd only
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)  # L2: this times the weights joins the gradient
+    l1: float = Field(0.0, ge=0)  # L1: this times the weights' signs does
+    augment: Augment | None = None  # pictures only
     local_steps: int | None = Field(None, ge=1)
     local_epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)

@@ -51,7 +51,8 @@ def after_sum(
 
     In mode distributed the sum is one of clipped gradients, and the strategy's step is that of
     gradient descent: the update is -learning_rate / (weight x expected_batch) times the sum, where
-    the weight counts the sites that answered. All of it is public: no record count is in it.
+    the weight counts the sites that answered, and L1 and L2 join it here, since they hang on the
+    model alone. All of it is public: no record count is in it.
 
     Args:
         study: says how.
@@ -69,6 +70,10 @@ def after_sum(
         weight = weight * study.privacy.expected_batch
     if weight > 0:
         update /= weight
+        if isinstance(study.privacy, DistributedPrivacy):
+            training = study.training  # as a site's descent joins them in the other modes
+            penalty = training.weight_decay * state.model + training.l1 * np.sign(state.model)
+            update -= training.learning_rate * penalty
     else:
         update.fill(0.0)
     return next_state(study.aggregation, study.rounds, state, update, len(names) / sites)

@@ -132,6 +132,10 @@ class Study(Section):
 
     def _training_fits(self) -> None:
         training, mode = self.training, self.privacy.mode
+        if training.augment is not None and self.task != "image":
+            raise ValueError(
+                f"training.augment: expected only with task = 'image', found task {self.task!r}"
+            )
         if training.local_steps is not None and training.local_epochs is not None:
             raise ValueError("training: expected local_steps or local_epochs, not both")
         if training.momentum and training.optimizer != "sgd":
@@ -149,7 +153,7 @@ class Study(Section):
             return
         if training.local_steps not in {None, 1}:
             raise ValueError("training.local_steps: expected none with privacy.mode='distributed'")
-        for key, plain in (("optimizer", "sgd"), ("momentum", 0.0), ("weight_decay", 0.0)):
+        for key, plain in (("optimizer", "sgd"), ("momentum", 0.0)):
             if getattr(training, key) != plain:
                 raise ValueError(
                     f"training.{key}: expected none with privacy.mode = 'distributed', where a "

@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = {
             "Diagnosis from one small picture, such as an X-ray.",
             networks=("cnn", "mlp"),
             columns=("image",),
-            examples=("pneumonia", "digits"),
+            examples=("pneumonia", "lung", "digits"),
         ),
         Task(
             "series",

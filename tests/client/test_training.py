@@ -153,6 +153,35 @@ def test_the_plain_path_is_the_bare_loop(name: str, count: int) -> None:
     np.testing.assert_allclose(update.change, expected, rtol=1e-3, atol=2e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_l1_adds_its_share_of_the_absolute_weights_to_the_loss(optimizer: str) -> None:
+    given = study(
+        {"optimizer": optimizer, "learning_rate": 0.1, "local_epochs": 3, "batch_size": 16}
+        | {"l1": 0.03, "weight_decay": 0.02}
+    )
+    found, batches = watched(records(40))
+
+    def size(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> torch.Tensor:
+        del before
+        return 0.03 * torch.stack([p.abs().sum() for p in network.parameters()]).sum()
+
+    def make(network: torch.nn.Module) -> torch.optim.Optimizer:
+        kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
+        return kind(network.parameters(), lr=0.1, weight_decay=0.02)
+
+    update = train(given, found)
+    expected = bare_loop(given, records(40), make, batches, size)
+    np.testing.assert_allclose(update.change, expected, rtol=1e-3, atol=2e-6)
+
+
+def test_without_records_and_noise_l1_moves_every_weight_by_its_share_alone() -> None:
+    """In mode local: it acts on the model, and no record, clipping or denominator is in it."""
+    given = study({"learning_rate": 0.1, "local_steps": 1, "l1": 0.03}, privacy=SILENT)
+    before = begin(given).model
+    update = train(given, records(0))
+    np.testing.assert_allclose(update.change, -0.003 * np.sign(before), rtol=1e-3, atol=1e-7)
+
+
 def test_fedprox_pulls_towards_the_global_model() -> None:
     given = study(
         {"learning_rate": 0.1, "local_epochs": 3, "batch_size": 8},

@@ -107,6 +107,28 @@ def test_a_sum_of_gradients_is_one_step_of_descent_over_a_public_denominator() -
     np.testing.assert_allclose(after.model, [0.5 - 3 * step, -0.25 + 5 * step], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("keys", "pull"),
+    [
+        ({"weight_decay": 0.02}, [0.02 * 0.5, 0.02 * -0.25]),
+        ({"l1": 0.02}, [0.02, -0.02]),
+        ({"weight_decay": 0.02, "l1": 0.03}, [0.02 * 0.5 + 0.03, 0.02 * -0.25 - 0.03]),
+    ],
+)
+def test_penalties_join_a_sum_of_gradients_undivided_by_sites_and_records(
+    keys: dict[str, float], pull: list[float]
+) -> None:
+    plain = of_mode(DISTRIBUTED)
+    document = plain.document()
+    document["training"] |= keys
+    given = parse_study(document)
+    values = np.array([3, -5], dtype=np.int64) << site_encoding(given, 4, 2).exponent
+    for names in (NAMES, NAMES[:3]):
+        without = after_sum(plain, start(given), values, NO_LANES, names, 4, 4).model
+        after = after_sum(given, start(given), values, NO_LANES, names, 4, 4).model
+        np.testing.assert_allclose(after - without, -0.1 * np.array(pull), rtol=1e-12)
+
+
 def test_public_weights_change_the_denominator_of_a_sum_of_gradients() -> None:
     weights = dict(zip(NAMES, (1.0, 2.0, 3.0, 4.0), strict=True))
     given = of_mode(DISTRIBUTED, weighting="public", weights=weights)

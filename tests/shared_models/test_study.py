@@ -335,7 +335,6 @@ def test_a_key_of_another_mode_is_refused_in_mode_local(key: str, value: object)
         ("evaluation.folds", 5),
         ("training.optimizer", "adam"),
         ("training.momentum", 0.9),
-        ("training.weight_decay", 0.01),
     ],
 )
 def test_a_key_of_another_mode_is_refused_in_mode_distributed(key: str, value: object) -> None:
