@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared_models.cells import CLASS_SCALE, check_finite
+from shared_models.contract import ImageColumn
 from shared_models.intervals import mean_limits, proportion_limits
 from shared_models.metrics import Figure
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
@@ -39,6 +40,7 @@ Cells = npt.NDArray[np.int64]
 EDGES: Answers = np.geomspace(1e-5, 4, 1023)
 FEW: Answers = np.geomspace(1e-3, 1, 18)
 ERROR_MAX = 16.0  # what one record adds to the sum of errors at most
+LEAST = 1e-4  # variance of a picture: a blank one stays blank
 ALARMS = 0.05  # of normal records, at which sensitivity is told
 
 
@@ -49,9 +51,11 @@ class Anomaly:
     Attributes:
         code: numbers that an autoencoder describes a record by; as many components has its
             linear counterpart.
+        level: records are pictures, whose brightness and contrast are taken off first.
     """
 
     code: int
+    level: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -169,6 +173,8 @@ class Anomaly:
         """Return the errors of a linear autoencoder: principal components of normal records."""
         from sklearn.decomposition import PCA
 
+        if self.level:
+            inputs, unseen = _level(inputs), _level(unseen)
         normal = inputs[targets == 0]
         if not len(normal):
             return np.zeros((unseen.shape[0], 1))
@@ -180,7 +186,16 @@ class Anomaly:
 
 def anomaly(study: Study) -> Anomaly:
     """Return the target of a study of task anomaly."""
-    return Anomaly(study.model.code if isinstance(study.model, Autoencoder) else 1)
+    code = study.model.code if isinstance(study.model, Autoencoder) else 1
+    level = any(isinstance(column, ImageColumn) for column in study.data.inputs.values())
+    return Anomaly(code, level)
+
+
+def _level(pictures: Answers) -> Answers:
+    """Return (N, F) pictures, each of mean 0 and deviation 1, as the network sees them."""
+    spread = np.sqrt(pictures.var(axis=1, keepdims=True) + LEAST)
+    levelled: Answers = (pictures - pictures.mean(axis=1, keepdims=True)) / spread
+    return levelled
 
 
 def _score_names(bins: int) -> tuple[str, ...]:

@@ -180,7 +180,8 @@ def label(study: Study) -> Label:
     if count == 0:
         return Label("regression", (), 1, target_range(data))
     if count == 2:
-        return Label("binary", data.classes, study.model.outputs)
+        outputs = getattr(study.model, "outputs", 1)  # an autoencoder's: refused by the registry
+        return Label("binary", data.classes, outputs)
     return Label("multiclass", data.classes, count)
 
 
