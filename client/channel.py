@@ -145,6 +145,7 @@ class Channel:
 
     def _exchange(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         line = self._line or self._open()
+        sent = clock()
         line.request("POST", path, body, {"content-type": "application/protobuf", **headers})
         with line.getresponse() as response:
             date = response.getheader("date")
@@ -152,7 +153,7 @@ class Channel:
             answer = self._read(response)
             if response.will_close:
                 self.close()
-            return Reply(response.status, answer, _skew(date, received))
+            return Reply(response.status, answer, _skew(date, sent, received))
 
     def _open(self) -> http.client.HTTPSConnection:
         """Remember the connection before it is made, so that it can be cut while it is."""
@@ -252,13 +253,18 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _skew(date: str | None, received: float) -> float | None:
+def _skew(date: str | None, sent: float, received: float) -> float | None:
+    """Return the least skew that the date allows: the server wrote it between question and answer.
+
+    A slow answer is no wrong clock.
+    """
     if date is None:
         return None
     try:
-        return received - parsedate_to_datetime(date).timestamp()
+        told = parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
+    return max(sent - told, min(received - told, 0.0))
 
 
 # By X509_V_ERR_* of OpenSSL's x509_vfy.h: what is said, and what helps.

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,16 @@ def test_the_skew_of_the_clocks_is_told(
 ) -> None:
     monkeypatch.setattr(module, "clock", lambda: 1600.0)
     server.replies = [ok(b"", date)]
+    assert post(channel).skew_s == skew
+
+
+@pytest.mark.parametrize(("told", "skew"), [(1590, 10.0), (1610, 0.0), (1630, 0.0), (1640, -10.0)])
+def test_a_slow_answer_is_no_skew(
+    server: Server, channel: Channel, monkeypatch: pytest.MonkeyPatch, told: int, skew: float
+) -> None:
+    times = iter((1600.0, 1630.0))
+    monkeypatch.setattr(module, "clock", lambda: next(times))
+    server.replies = [ok(b"", f"date: {formatdate(told, usegmt=True)}\r\n".encode())]
     assert post(channel).skew_s == skew
 
 

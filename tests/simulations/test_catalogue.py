@@ -46,5 +46,5 @@ def test_a_task_is_shown_with_its_examples_letter_for_letter(examples: Path) -> 
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(examples: Path) -> None:
-    with pytest.raises(StudyError, match="expected tabular, image, series, sequence, found 'x'"):
+    with pytest.raises(StudyError, match=r"expected tabular, image, .*, found 'x'"):
         shown("x", examples)
