@@ -12,6 +12,7 @@ from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from privacy.errors import ProtocolError
 from privacy.keys import SIGNATURE_BYTES, Identity, verify
+from privacy.pages import ask_for_large_pages
 from privacy.roster import SITES_MAX
 
 VERSION = 1
@@ -133,6 +134,7 @@ class Draft:
         # BytesIO is the one way to fill bytes in place: it hands out those that it was given.
         self._file = BytesIO(bytes(start + tail_bytes))
         self.tail = self._file.getbuffer()[start:]
+        ask_for_large_pages(self.tail)
 
     def sign(self, message: Message, identity: Identity) -> bytes:
         """Return the bytes of the message; nothing may hold on to ``tail`` any more."""
