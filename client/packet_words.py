@@ -332,6 +332,11 @@ def _what_is_released(packet: "Packet") -> Part:
             f"Their counts are added up and released with noise of standard deviation "
             f"{evaluation.deviation:.2g} on each, when all hospitals answer."
         )
+    if evaluation.subgroups is not None:
+        what += (
+            f" So are those of each group by {evaluation.subgroups}; figures are told of groups "
+            f"of {evaluation.smallest} {unit}s and more."
+        )
     return Part("What is released of evaluations", (how + when, what))
 
 

@@ -35,11 +35,13 @@ class Tensors:
         inputs: (N, *shape).
         targets: (N,), or (N, C).
         patients: (N,) index of each record's patient, or None when a record is the unit.
+        groups: (N,) place of each record's group, or None in a study without groups.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     patients: npt.NDArray[np.int64] | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

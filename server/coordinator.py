@@ -39,7 +39,7 @@ from server.masked import MaskedSum
 from server.metrics import MetricsFile
 from server.office import AUTHORITY_PATH, Authority, Office
 from server.rounds import Exchange, Opened, Order, Summation, awaits_evaluation, run_rounds
-from server.standing import HERE_S, Standing, read_checkpoint, released
+from server.standing import HERE_S, Standing, read_checkpoint, released, released_subgroups
 from server.store import ServerStore
 from shared_models import letters
 from shared_models.log_file import LogFile
@@ -242,6 +242,7 @@ class Coordinator:
                 "reason": page.ended,
                 "model": state_hash(state).hex(),
                 "released": released(now)[1],
+                "subgroups": released_subgroups(now),
             }
         )
         message = write_notice(identity, notice, state)

@@ -14,9 +14,10 @@ from privacy.errors import ProtocolError
 from privacy.keys import SIGNATURE_BYTES, Identity, verify
 from shared_models.contract import Section
 from shared_models.letters import Digest
+from shared_models.study import GROUPS_MAX
 
 KIND = "ended"  # of the message that carries it
-NOTICE_BYTES_MAX = 1 << 16  # without the state
+NOTICE_BYTES_MAX = 1 << 18  # without the state: 17 times 64 figures of 130 bytes and less
 _HEADER = b"fedward notice"  # no letter, no roster, no head and no message of FSA1 begins so
 _LENGTH_BYTES = 4
 
@@ -38,6 +39,7 @@ class ReleasedFigure(Section):
 
 
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Released = Annotated[dict[Metric, ReleasedFigure], Field(max_length=64)]
 
 
 class Notice(Section):
@@ -48,12 +50,14 @@ class Notice(Section):
         reason: one of `REASONS`; what "stopped" a study is in the server's log.
         model: SHA-256 of the final state's bytes, as `shared_models.strategies.state_hash`.
         released: the figures of the last evaluation that was opened; none when there was none.
+        subgroups: the same by group; None of a group too small to be told.
     """
 
     plan: Digest
     reason: Reason
     model: Digest
-    released: dict[Metric, ReleasedFigure] = Field(max_length=64)
+    released: Released
+    subgroups: dict[str, Released | None] = Field(default_factory=dict, max_length=GROUPS_MAX)
 
 
 def write_notice(identity: Identity, notice: Notice, state: bytes) -> bytes:

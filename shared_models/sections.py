@@ -190,6 +190,13 @@ class Aggregation(Section):
         return self
 
 
+class Subgroups(Section):
+    """Groups of held-out records whose figures are told beside those of all."""
+
+    column: str  # a category: each of its values is a group
+    smallest: int = Field(20, ge=1)  # of a group with fewer records nothing is told
+
+
 class Evaluation(Section):
     """Which records are held out, how often they are looked at, and what is told of them."""
 
@@ -201,6 +208,7 @@ class Evaluation(Section):
     patience: int | None = Field(None, ge=1)  # evaluations without a lower loss before stopping
     release: Literal["noised", "exact"] = "noised"
     epsilon: float = Field(1.0, gt=0)
+    subgroups: Subgroups | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

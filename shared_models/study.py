@@ -29,6 +29,8 @@ from shared_models.sections import (
 )
 
 STUDY_BYTES_MAX = 1 << 20
+GROUPS_MAX = 16  # of held-out records: each has cells of its own
+MISSING_GROUP = "missing"  # records that lack the column's value
 
 
 class Study(Section):
@@ -51,6 +53,7 @@ class Study(Section):
         self._target_fits()
         self._training_fits()
         self._privacy_fits()
+        self._subgroups_fit()
         aggregation, simulation = self.aggregation, self.simulation
         plain_sgd = self.training.optimizer == "sgd" and not self.training.momentum
         if aggregation.strategy == "scaffold" and not plain_sgd:
@@ -178,6 +181,23 @@ class Study(Section):
                 f"privacy.delta: expected below one in {units:.0f}, the {self.privacy.unit}s that "
                 "sampling_rate, expected_batch, min_sites and records_max speak of, found "
                 f"{self.privacy.delta}"
+            )
+
+    def _subgroups_fit(self) -> None:
+        asked = self.evaluation.subgroups
+        if asked is None:
+            return
+        column = self.data.columns.get(asked.column)
+        if not isinstance(column, CategoryColumn) or asked.column in self.data.targets:
+            raise ValueError(
+                "evaluation.subgroups.column: expected a category that is no target, found "
+                f"{asked.column!r}"
+            )
+        count = len(column.values) + (column.missing != "refuse")
+        if not 2 <= count <= GROUPS_MAX or MISSING_GROUP in column.values:
+            raise ValueError(
+                f"evaluation.subgroups.column: expected 2 to {GROUPS_MAX} groups, none of them "
+                f"called {MISSING_GROUP!r}, found {count} of {asked.column!r}"
             )
 
     def _public_units(self) -> float:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from privacy.errors import DataError
 from shared_models import wording
 from simulations import plots
+from simulations.report_groups import groups_table
 from simulations.wording import (
     BASELINES,
     COVERS,
@@ -106,6 +107,7 @@ def render_report(results: Json, history: Rows) -> str:
         learning=_learning(results, history, main),
         pictures=_pictures(results, curves),
         confusion=_confusion(curves),
+        groups=groups_table(results, main, SITE_METRICS),
         sites=_sites(results.get("sites_metrics")),
         baselines=baselines,
         baselines_picture=_baselines_picture(results, baselines, main),

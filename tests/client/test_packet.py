@@ -487,6 +487,10 @@ def test_how_many_must_answer_stands_there(ledger: Ledger) -> None:
         ({"every": 3}, "evaluated after every 3rd round and the last, at most 5 times"),
         ({"holdout": 0.3}, "about 0.3 of the records is held out, by a hash"),
         ({"holdout_column": "ward", "holdout_values": ["b"]}, "by the public column ward"),
+        (
+            {"subgroups": {"column": "ward", "smallest": 30}},
+            "So are those of each group by ward; figures are told of groups of 30 records and more",
+        ),
     ],
 )
 def test_how_records_are_held_out_stands_there(

@@ -38,6 +38,20 @@ def test_a_notice_without_any_evaluation_is_one() -> None:
     assert (told.released, told.reason) == ({}, "stopped")
 
 
+def test_figures_by_group_travel_and_most_of_them_fit() -> None:
+    names = [f"a{'x' * 36}{k:02}" for k in range(64)]
+    worst = ReleasedFigure(value=-1 / 3 * 1e-200, low=-1e200 / 3, high=-1e-200 / 7, n=1 << 40)
+    full = dict.fromkeys(names, worst)
+    groups = {f"group {k}": full for k in range(15)} | {"small": None}
+    grouped = NOTICE.model_copy(update={"released": full, "subgroups": groups})
+    told = read_notice(write_notice(SERVER, grouped, STATE), SERVER.public, PLAN)[0]
+    assert told == grouped
+    with pytest.raises(ValueError, match="at most 16"):
+        Notice.model_validate(
+            {**grouped.model_dump(), "subgroups": {str(k): None for k in range(17)}}
+        )
+
+
 def test_another_server_and_another_plan_are_refused() -> None:
     with pytest.raises(ProtocolError, match="under the pinned key"):
         read_notice(MESSAGE, OTHER.public, PLAN)
