@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from client.columns import listed
-from shared_models.contract import NumberColumn
+from shared_models.contract import MaskColumn, NumberColumn
 from shared_models.wording import network_words, show_epsilon
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def _what_is_learnt(packet: "Packet") -> Part:
     elif isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
+    elif isinstance(target, MaskColumn):
+        learnt = f"at each point one of {listed(target.values)}"
     else:
         learnt = f"one of {listed(data.classes)}"
         if data.positive:

@@ -26,7 +26,9 @@ from shared_models.study import Study, is_exact, is_trusting
 
 POLICY_BYTES_MAX = 1 << 16
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Task = Literal["tabular", "image", "series", "sequence"]
+Task = Literal[
+    "tabular", "image", "series", "sequence", "survival", "molecule", "anomaly", "segmentation"
+]
 Mode = Literal["local", "distributed"]
 
 

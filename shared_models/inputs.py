@@ -3,6 +3,8 @@
 It turns no record into numbers: the readers of a site do, in the order that is named here.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -22,6 +24,8 @@ from shared_models.study import Study
 C = TypeVar("C")
 
 PADDING = 0  # the token id that stands for nothing
+_AT_ONCE = 1024  # records
+_VALUES_AT_ONCE = 1 << 22  # of their inputs: 16 MB, and some times that inside a network
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,14 @@ class InputSpec:
     """What one record looks like to a network.
 
     Attributes:
-        kind: features (F,) | series (T, F) | image (C, H, W), float32; tokens (L,), int64.
+        kind: features (F,) | series (T, F) | image (C, H, W) | volume (C, D, H, W), float32;
+            tokens (L,), int64.
         shape: of one record, without the batch.
-        names: of the F features; () for images, tokens and molecules.
+        names: of the F features; () for images, volumes, tokens and molecules.
         vocabulary: number of token ids, padding included; 0 for numbers.
     """
 
-    kind: Literal["features", "series", "image", "tokens"]
+    kind: Literal["features", "series", "image", "volume", "tokens"]
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     vocabulary: int = 0
@@ -60,15 +65,21 @@ def input_spec(study: Study) -> InputSpec:
             names += tuple(f"{name} missing" for name in series.variables)
         names += scalar_names({n: c for n, c in inputs.items() if c is not series})
         return InputSpec("series", (series.steps, len(names)), names)
-    if study.task in {"image", "anomaly"}:
+    if study.task in {"image", "anomaly", "segmentation"}:
         image = _only(study, ImageColumn)
-        return InputSpec("image", (image.channels, image.height, image.width))
+        kind: Literal["image", "volume"] = "image" if image.depth is None else "volume"
+        return InputSpec(kind, (image.channels, *image.sizes))
     if study.task == "molecule":
         return InputSpec("features", (_only(study, MoleculeColumn).buckets,))
     words = any(isinstance(column, WordsColumn) for column in inputs.values())
     tokens = _only(study, WordsColumn) if words else _only(study, LettersColumn)
     size = len(tokens.alphabet) if isinstance(tokens, LettersColumn) else tokens.buckets
     return InputSpec("tokens", (tokens.length,), vocabulary=size + 1)
+
+
+def records_at_once(shape: Sequence[int]) -> int:
+    """Return how many records of a shape a network should be asked about in one batch."""
+    return max(1, min(_AT_ONCE, _VALUES_AT_ONCE // max(1, math.prod(shape))))
 
 
 def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from shared_models.mlp import build_mlp
 from shared_models.recurrent import build_recurrent
 from shared_models.study import Study
 from shared_models.tasks import TASKS, target_of
+from shared_models.unet import build_unet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
@@ -26,6 +27,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "rnn": build_recurrent,
     "attention": build_attention,
     "autoencoder": build_autoencoder,
+    "unet": build_unet,
 }
 """Name -> builder(section of the study, InputSpec, number of outputs) -> network."""
 

@@ -81,7 +81,16 @@ class Autoencoder(Section):
     code: int = Field(16, ge=1, le=65_536)
 
 
-Model = Annotated[Mlp | Cnn | Recurrent | Attention | Autoencoder, Field(discriminator="name")]
+class Unet(Section):
+    """A U-Net: a structure for each point of a picture or volume, seen at several sizes."""
+
+    name: Literal["unet"]
+    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((16, 32, 64), min_length=2)
+
+
+Model = Annotated[
+    Mlp | Cnn | Recurrent | Attention | Autoencoder | Unet, Field(discriminator="name")
+]
 
 
 class Augment(Section):

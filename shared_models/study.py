@@ -13,7 +13,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import CategoryColumn, Data, NumberColumn, Section
+from shared_models.contract import (
+    CategoryColumn,
+    Data,
+    ImageColumn,
+    MaskColumn,
+    NumberColumn,
+    Section,
+)
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
@@ -37,7 +44,9 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule", "anomaly"]
+    task: Literal[
+        "tabular", "image", "series", "sequence", "survival", "molecule", "anomaly", "segmentation"
+    ]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -95,6 +104,8 @@ class Study(Section):
         if self.survival is not None:
             self._survival_fits(self.survival)
             return
+        if self._masks_fit():
+            return
         targets = [self.data.columns[name] for name in self.data.targets]
         panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
         if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
@@ -107,6 +118,26 @@ class Study(Section):
                 "data.positive: missing, expected with task = 'anomaly': the values of the target "
                 "that are not normal, which nothing is learnt from"
             )
+
+    def _masks_fit(self) -> bool:
+        """Check task segmentation, and that no other has a mask; say whether it is the task."""
+        columns = self.data.columns
+        masks = [name for name, one in columns.items() if isinstance(one, MaskColumn)]
+        if self.task != "segmentation":
+            if masks:
+                raise ValueError(f"data.columns.{masks[0]}: expected with task = 'segmentation'")
+            return False
+        images = [one for one in self.data.inputs.values() if isinstance(one, ImageColumn)]
+        if masks != [*self.data.targets] or len(images) != 1 or len(self.data.inputs) != 1:
+            raise ValueError(
+                "data.columns: expected one image, and one mask as the target, with task = "
+                "'segmentation'; other columns with input = false"
+            )
+        mask = columns[masks[0]]
+        axes = len(images[0].sizes)
+        if isinstance(mask, MaskColumn) and len(mask.spacing) not in {0, axes}:
+            raise ValueError(f"data.columns.{masks[0]}.spacing: expected {axes} numbers")
+        return True
 
     def _survival_fits(self, survival: Survival) -> None:
         names = self.data.targets

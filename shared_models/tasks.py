@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shared_models.anomaly import anomaly
 from shared_models.label import label
+from shared_models.mask import mask
 from shared_models.panel import panel
 from shared_models.study import Study
 from shared_models.survival import survival
@@ -93,6 +94,14 @@ TASKS: dict[str, Task] = {
             columns=("number", "category"),
             examples=("brca",),
             target=survival,
+        ),
+        Task(
+            "segmentation",
+            "Where a structure is: each point of a picture or volume, such as nuclei in tissue.",
+            networks=("unet",),
+            columns=("image",),
+            examples=("nuclei",),
+            target=mask,
         ),
     )
 }

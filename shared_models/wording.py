@@ -28,6 +28,14 @@ LABELS = {
     "ef1": ("Enrichment at 1 %", "positives among the top 1 % over those of a random choice"),
     "bedroc": ("BEDROC", "early recognition, alpha 20: 1 when all positives come first"),
     "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
+    "dice": ("Dice", "overlap of found and true structure, 2 shared / (found + true), a record"),
+    "iou": ("IoU", "overlap of found and true structure, shared / either, mean of the records"),
+    "dice_points": ("Dice of all points", "the points of all records counted as one record's"),
+    "iou_points": ("IoU of all points", "the points of all records counted as one record's"),
+    "surface_distance": (
+        "Surface distance",
+        "mean way between found and true outline; the diagonal where one is missing",
+    ),
     "loss": ("Loss", "log loss in nats, or mean squared error; lower is better"),
 }
 MODELS = {
@@ -38,6 +46,7 @@ MODELS = {
     "rnn": "a recurrent network",
     "autoencoder": "an autoencoder",
     "attention": "a self-attention network",
+    "unet": "a U-Net",
 }
 Verdict = Literal["protected", "partly", "not protected"]
 

@@ -139,6 +139,7 @@ Features = Callable[[InputSpec, npt.NDArray[np.generic]], Any]  # dense, or spar
 FEATURES: dict[str, Features] = {
     "features": _flat,
     "image": _flat,
+    "volume": _flat,
     "series": _summary,
     "tokens": _bag,
 }

@@ -22,6 +22,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#332288", "#66
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT = "#1f2933", "#d9dee4"
 ROC_CLASSES_MAX = 8
+STRUCTURES_MAX = 8
 
 Rows = Sequence[Mapping[str, Any]]
 Json = Mapping[str, Any]
@@ -140,6 +141,27 @@ def survival_svg(groups: Rows, unit: str) -> str:
         return _svg(
             figure, "survival", f"Share without the event by predicted risk, at last: {ends}"
         )
+
+
+def dice_svg(dice: Json) -> str:
+    """Draw how many records have which Dice, one outline a structure."""
+    with _style():
+        figure, axes = _canvas(4.4, 3.8)
+        rows = dice["rows"][:STRUCTURES_MAX]
+        for k, row in enumerate(rows):
+            axes.stairs(
+                row["counts"],
+                dice["edges"],
+                fill=len(rows) == 1,
+                color=COLOURS[k],
+                linestyle=DASHES[k % len(DASHES)],
+                label=row["structure"],
+            )
+        axes.set_xlabel("Dice of a record")
+        axes.set_ylabel("Records")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left")
+        return _svg(figure, "dice", "Histogram of the Dice of single records, by structure")
 
 
 def baselines_svg(values: Mapping[str, float], label: str, low: float, high: float) -> str:

@@ -33,8 +33,11 @@ Rows = Sequence[Json]
 
 SITES_MAX = 60  # rows of the table of sites; of more sites the quantiles are shown
 # Metrics that are not in [0, 1] by nature get no bar.
-UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse"})
+UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse", "surface_distance"})
 SITE_METRICS = (
+    "dice",
+    "iou",
+    "surface_distance",
     "auc",
     "accuracy",
     "balanced_accuracy",
@@ -213,6 +216,9 @@ def _pictures(results: Json, curves: Json | None) -> list[tuple[str, str, Markup
     first = target if isinstance(target, str) else target[0]
     column = results["study"]["data"].get("columns", {}).get(first, {})
     unit = f" ({column['unit']})" if column.get("unit") else ""
+    if curves.get("dice"):
+        words = "Far to the right is better; of each structure, the records that have it."
+        found.append(("Dice of single records", words, plots.dice_svg(curves["dice"])))
     if curves.get("groups"):
         words = "Far apart is better: those of higher predicted risk should have the event first."
         picture = plots.survival_svg(curves["groups"], unit)

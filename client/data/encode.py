@@ -22,6 +22,7 @@ from shared_models.contract import (
     Data,
     ImageColumn,
     LettersColumn,
+    MaskColumn,
     MoleculeColumn,
     NumberColumn,
     SeriesColumn,
@@ -32,6 +33,7 @@ from shared_models.inputs import InputSpec, input_spec, scalar_names
 from shared_models.study import Study
 
 Floats32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
 
 CHUNK_VALUES = 1 << 22  # float64 values in hand at once while a large array is scaled
 
@@ -101,8 +103,11 @@ def _groups(table: Table, data: Data) -> npt.NDArray[np.object_] | None:
 
 def _targets(
     data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
-) -> Ints | Floats32:
-    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one."""
+) -> Ints | Floats32 | Labels:
+    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one.
+
+    Of a mask, (N, *sizes): the place of each point's value.
+    """
     if not all(name in data.columns for name in data.targets):
         return np.zeros(table.length, dtype=np.int64)  # a model is used where nobody knows
     if len(data.targets) > 1:
@@ -112,6 +117,8 @@ def _targets(
         return columns.astype(np.float32) if numeric else columns.astype(np.int64)
     (name,) = data.targets
     column = data.columns[name]
+    if isinstance(column, MaskColumn):
+        return _masks(table, name, column, data.image.sizes)
     if not isinstance(column, CategoryColumn):
         return numbered[name].astype(np.float32)
     if not data.positive:
@@ -168,26 +175,45 @@ def _fill(column: NumberColumn) -> float:
 
 
 def _images(table: Table, name: str, column: ImageColumn) -> Floats32:
-    """Return (N, C, H, W) in [0, 1]."""
+    """Return (N, C, *sizes) in [0, 1]; sizes are (H, W) or (D, H, W)."""
     cells = table.columns[name]
-    shape = (column.height, column.width, column.channels)
-    if cells.shape[1:] == shape[:2] and column.channels == 1:
+    shape = (*column.sizes, column.channels)
+    if cells.shape[1:] == shape[:-1] and column.channels == 1:
         cells = cells[..., None]  # (N, H, W) -> (N, H, W, 1)
     if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *shape):
         raise table.fault(0, name, f"pictures of shape {shape}", f"an array {cells.shape[1:]}")
-    images = np.empty((table.length, column.channels, *shape[:2]), dtype=np.float32)
+    images = np.empty((table.length, column.channels, *shape[:-1]), dtype=np.float32)
 
     def fault(row: int) -> DataError:
         return table.fault(row, name, f"values from {column.low:g} to {column.high:g}", "others")
 
     for rows in _chunks(table.length, math.prod(shape)):
-        values = cells[rows].astype(np.float64)  # (n, H, W, C)
+        values = cells[rows].astype(np.float64)  # (n, *sizes, C)
         bad = ~((values >= column.low) & (values <= column.high))
         table.leave(rows.start + np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)), fault)
         values[bad] = column.low
         scaled = (values - column.low) / (column.high - column.low)
-        images[rows] = np.moveaxis(scaled + 0.0, 3, 1)  # no -0.0; (n, H, W, C) -> (n, C, H, W)
+        images[rows] = np.moveaxis(scaled + 0.0, -1, 1)  # no -0.0; (n, *sizes, C) -> (n, C, ...)
     return images
+
+
+def _masks(table: Table, name: str, column: MaskColumn, sizes: tuple[int, ...]) -> Labels:
+    """Return (N, *sizes) places of the points' values in the study's list."""
+    cells = table.columns[name]
+    if cells.shape[1:] == (*sizes, 1):
+        cells = cells[..., 0]  # (N, H, W, 1) -> (N, H, W)
+    if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *sizes):
+        raise table.fault(0, name, f"masks of shape {sizes}", f"an array {cells.shape[1:]}")
+    levels = column.levels or range(len(column.values))
+    masks = np.zeros(cells.shape, dtype=np.uint8)
+    known = np.zeros(cells.shape, dtype=np.bool_)
+    for place, level in enumerate(levels):
+        own = cells == level
+        masks[own] = place
+        known |= own
+    whole = np.asarray(known.reshape(table.length, math.prod(sizes)).all(axis=1))
+    table.refuse(~whole, name, f"points of {', '.join(map(str, levels))} alone", "others")
+    return masks
 
 
 def _series(

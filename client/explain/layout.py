@@ -61,6 +61,8 @@ def layout_of(study: Study) -> Layout:
         StudyError: records of this kind cannot be explained.
     """
     spec = input_spec(study)
+    if study.task == "segmentation":
+        raise StudyError("task: expected one answer a record, found 'segmentation': see its masks")
     if spec.kind == "features":
         return _features(study)
     if spec.kind == "series":

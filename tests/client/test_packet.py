@@ -386,6 +386,14 @@ def test_each_column_stands_there_with_its_public_range_and_its_use(ledger: Ledg
     ("column", "text"),
     [
         ({"kind": "image", "height": 8, "width": 9}, "9 x 8 pixels, 1 a point, 0 to 255"),
+        (
+            {"kind": "image", "depth": 7, "height": 8, "width": 9},
+            "9 x 8 x 7 voxels, 1 a point, 0 to 255",
+        ),
+        (
+            {"kind": "mask", "values": ["ground", "nucleus"]},
+            "at each point one of ground, nucleus",
+        ),
         ({"kind": "letters", "alphabet": "ACGT", "length": 60}, "up to 60 letters of ACGT"),
         ({"kind": "words", "length": 12}, "a text, its first 12 words"),
         (

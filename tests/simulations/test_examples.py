@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from shared_models.contract import (
     IdColumn,
     ImageColumn,
     LettersColumn,
+    MaskColumn,
     NumberColumn,
     SeriesColumn,
 )
@@ -30,8 +32,13 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def values(column: AnyColumn, draw: np.random.Generator, count: int) -> np.ndarray:
+def values(
+    column: AnyColumn, draw: np.random.Generator, count: int, sizes: tuple[int, ...] = ()
+) -> np.ndarray:
     """Return ``count`` values that the column's contract allows, as its file would hold them."""
+    if isinstance(column, MaskColumn):
+        levels = column.levels or range(len(column.values))
+        return draw.choice(levels, (count, *sizes)).astype(np.uint8)
     if isinstance(column, CategoryColumn):
         return np.resize(column.values, count)  # every value comes up
     if isinstance(column, NumberColumn):
@@ -42,7 +49,7 @@ def values(column: AnyColumn, draw: np.random.Generator, count: int) -> np.ndarr
         letters = draw.choice(list(column.alphabet), (count, column.length))
         return np.array(["".join(row) for row in letters])
     if isinstance(column, ImageColumn):
-        shape = (count, column.height, column.width)
+        shape = (count, *column.sizes, *((column.channels,) if column.channels > 1 else ()))
         return draw.integers(column.low, column.high, shape, endpoint=True).astype(np.uint8)
     if isinstance(column, SeriesColumn):
         ranges = [(v.low, v.high) for v in column.variables.values()]
@@ -80,9 +87,11 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
     for part, count in PARTS.items() if data.parts else {"": RECORDS}.items():
         indexed: dict[str, dict[int, np.ndarray]] = {}
         for key, column in data.columns.items():
-            made = values(column, draw, count)
+            sizes = data.image.sizes if isinstance(column, MaskColumn) else ()
+            made = values(column, draw, count, sizes)
             if isinstance(column, CategoryColumn):
-                made = made.astype(np.float64)
+                with suppress(ValueError):  # names stay names
+                    made = made.astype(np.float64)
             array = (column.array or key).format(part=part)
             if column.index is None:
                 arrays[array] = made
