@@ -4,7 +4,7 @@ It turns no record into numbers: the readers of a site do, in the order that is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -20,6 +20,7 @@ from shared_models.contract import (
     WordsColumn,
 )
 from shared_models.study import Study
+from shared_models.tasks import TASKS
 
 C = TypeVar("C")
 
@@ -52,29 +53,12 @@ def input_spec(study: Study) -> InputSpec:
     Raises:
         StudyError: the columns are not those that the task wants.
     """
-    inputs = study.data.inputs
-    if study.task in {"tabular", "survival"}:
-        return _scalars(study)
-    kinds = {type(column) for column in inputs.values()}
-    if study.task == "anomaly" and not kinds & {SeriesColumn, ImageColumn}:
-        return _scalars(study)
-    if study.task == "series" or (study.task == "anomaly" and SeriesColumn in kinds):
-        series = _only(study, SeriesColumn)
-        names = tuple(series.variables)
-        if series.missing in {"indicator", "forward_indicator"}:
-            names += tuple(f"{name} missing" for name in series.variables)
-        names += scalar_names({n: c for n, c in inputs.items() if c is not series})
-        return InputSpec("series", (series.steps, len(names)), names)
-    if study.task in {"image", "anomaly", "segmentation"}:
-        image = _only(study, ImageColumn)
-        kind: Literal["image", "volume"] = "image" if image.depth is None else "volume"
-        return InputSpec(kind, (image.channels, *image.sizes))
-    if study.task == "molecule":
-        return InputSpec("features", (_only(study, MoleculeColumn).buckets,))
-    words = any(isinstance(column, WordsColumn) for column in inputs.values())
-    tokens = _only(study, WordsColumn) if words else _only(study, LettersColumn)
-    size = len(tokens.alphabet) if isinstance(tokens, LettersColumn) else tokens.buckets
-    return InputSpec("tokens", (tokens.length,), vocabulary=size + 1)
+    wanted = TASKS[study.task].columns
+    present = {column.kind for column in study.data.inputs.values()}
+    for kind, spec in _SPECS.items():
+        if kind in wanted and kind in present:
+            return spec(study)
+    return _SPECS.get(wanted[0], _scalars)(study)  # which says what is missing
 
 
 def records_at_once(shape: Sequence[int]) -> int:
@@ -105,6 +89,44 @@ def _scalars(study: Study) -> InputSpec:
     if len(names) == 0:
         raise _wants(study, "number or category columns")
     return InputSpec("features", (len(names),), names)
+
+
+def _series(study: Study) -> InputSpec:
+    series = _only(study, SeriesColumn)
+    names = tuple(series.variables)
+    if series.missing in {"indicator", "forward_indicator"}:
+        names += tuple(f"{name} missing" for name in series.variables)
+    names += scalar_names({n: c for n, c in study.data.inputs.items() if c is not series})
+    return InputSpec("series", (series.steps, len(names)), names)
+
+
+def _image(study: Study) -> InputSpec:
+    image = _only(study, ImageColumn)
+    return InputSpec("image" if image.depth is None else "volume", (image.channels, *image.sizes))
+
+
+def _molecule(study: Study) -> InputSpec:
+    return InputSpec("features", (_only(study, MoleculeColumn).buckets,))
+
+
+def _words(study: Study) -> InputSpec:
+    words = _only(study, WordsColumn)
+    return InputSpec("tokens", (words.length,), vocabulary=words.buckets + 1)
+
+
+def _letters(study: Study) -> InputSpec:
+    letters = _only(study, LettersColumn)
+    return InputSpec("tokens", (letters.length,), vocabulary=len(letters.alphabet) + 1)
+
+
+# The first that a task reads and a study has is its input; numbers and categories join a series.
+_SPECS: dict[str, Callable[[Study], InputSpec]] = {
+    "series": _series,
+    "image": _image,
+    "molecule": _molecule,
+    "words": _words,
+    "letters": _letters,
+}
 
 
 def _only(study: Study, kind: type[C]) -> C:

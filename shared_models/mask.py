@@ -23,17 +23,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shared_models.cells import CLASS_SCALE, LOSS_MAX, check_finite
-from shared_models.contract import MaskColumn
+from shared_models.contract import ImageColumn, MaskColumn
 from shared_models.intervals import mean_limits, proportion_limits
 from shared_models.metrics import Figure
 from shared_models.noised_cells import unit_weights, widened
 from shared_models.screening import mean_of
-from shared_models.study import Study
 
 if TYPE_CHECKING:
     import torch
 
     from privacy.cell_noise import CellNoise
+    from shared_models.study import Study
 
 Array = npt.NDArray[Any]
 Answers = npt.NDArray[np.float64]
@@ -330,12 +330,31 @@ class Mask:
         return Figure(value, low, high, share.n)
 
 
-def mask(study: Study) -> Mask:
+def mask(study: "Study") -> Mask:
     """Return the target of a study of task segmentation."""
     column, sizes = study.data.columns[study.data.targets[0]], study.data.image.sizes
     if not isinstance(column, MaskColumn):
         raise ValueError("expected a study of task segmentation")
     return Mask(column.values[1:], sizes, column.spacing or (1.0,) * len(sizes))
+
+
+def mask_fits(study: "Study") -> None:
+    """Check that one picture is shown, and its mask is the target.
+
+    Raises:
+        ValueError: there is another input, another target, or the mask's spacing has other axes.
+    """
+    columns, inputs = study.data.columns, study.data.inputs
+    masks = [name for name, one in columns.items() if isinstance(one, MaskColumn)]
+    images = [one for one in inputs.values() if isinstance(one, ImageColumn)]
+    if masks != [*study.data.targets] or len(images) != 1 or len(inputs) != 1:
+        raise ValueError(
+            "data.columns: expected one image, and one mask as the target, with task = "
+            "'segmentation'; other columns with input = false"
+        )
+    column, axes = columns[masks[0]], len(images[0].sizes)
+    if isinstance(column, MaskColumn) and len(column.spacing) not in {0, axes}:
+        raise ValueError(f"data.columns.{masks[0]}.spacing: expected {axes} numbers")
 
 
 def surface_distance(one: Bools, other: Bools, spacing: tuple[float, ...]) -> float | None:

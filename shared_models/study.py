@@ -8,19 +8,12 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import (
-    CategoryColumn,
-    Data,
-    ImageColumn,
-    MaskColumn,
-    NumberColumn,
-    Section,
-)
+from shared_models.contract import CategoryColumn, Data, MaskColumn, Section
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
@@ -34,6 +27,7 @@ from shared_models.sections import (
     Survival,
     Training,
 )
+from shared_models.tasks import TASKS, TaskName
 
 STUDY_BYTES_MAX = 1 << 20
 GROUPS_MAX = 16  # of held-out records: each has cells of its own
@@ -44,9 +38,7 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal[
-        "tabular", "image", "series", "sequence", "survival", "molecule", "anomaly", "segmentation"
-    ]
+    task: TaskName
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -101,68 +93,10 @@ class Study(Section):
     def _target_fits(self) -> None:
         if (self.survival is not None) != (self.task == "survival"):
             raise ValueError("survival: expected with task = 'survival', and only then")
-        if self.survival is not None:
-            self._survival_fits(self.survival)
-            return
-        if self._masks_fit():
-            return
-        targets = [self.data.columns[name] for name in self.data.targets]
-        panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
-        if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
-            raise ValueError(
-                "data.target: expected one number or category column, or several categories of "
-                f"two values (no, then yes), found {self.data.target!r}"
-            )
-        if self.task == "anomaly" and not self.data.positive:
-            raise ValueError(
-                "data.positive: missing, expected with task = 'anomaly': the values of the target "
-                "that are not normal, which nothing is learnt from"
-            )
-
-    def _masks_fit(self) -> bool:
-        """Check task segmentation, and that no other has a mask; say whether it is the task."""
-        columns = self.data.columns
-        masks = [name for name, one in columns.items() if isinstance(one, MaskColumn)]
-        if self.task != "segmentation":
-            if masks:
-                raise ValueError(f"data.columns.{masks[0]}: expected with task = 'segmentation'")
-            return False
-        images = [one for one in self.data.inputs.values() if isinstance(one, ImageColumn)]
-        if masks != [*self.data.targets] or len(images) != 1 or len(self.data.inputs) != 1:
-            raise ValueError(
-                "data.columns: expected one image, and one mask as the target, with task = "
-                "'segmentation'; other columns with input = false"
-            )
-        mask = columns[masks[0]]
-        axes = len(images[0].sizes)
-        if isinstance(mask, MaskColumn) and len(mask.spacing) not in {0, axes}:
-            raise ValueError(f"data.columns.{masks[0]}.spacing: expected {axes} numbers")
-        return True
-
-    def _survival_fits(self, survival: Survival) -> None:
-        names = self.data.targets
-        time, event = (self.data.columns[name] for name in names[:2]) if len(names) > 1 else (0, 0)
-        if (
-            len(names) != 2
-            or not (isinstance(time, NumberColumn) and time.missing == "refuse")
-            or not (isinstance(event, CategoryColumn) and event.missing == "refuse")
-            or len(event.values) != 2
-        ):
-            raise ValueError(
-                "data.target: expected two columns without missing values with task = 'survival', "
-                "a time (number) and whether the event happened (category: no, then yes), "
-                f"found {self.data.target!r}"
-            )
-        if not time.low < survival.edges[0] or not survival.edges[-1] <= time.high:
-            raise ValueError(
-                f"survival.edges: expected times above {time.low:g}, up to {time.high:g}, the "
-                f"range of {names[0]!r}"
-            )
-        if survival.loss == "cox" and self.privacy.mode != "none":
-            raise ValueError(
-                "survival.loss: 'cox' compares records with each other, so that no record has a "
-                f"loss of its own: expected 'hazards' with privacy.mode = {self.privacy.mode!r}"
-            )
+        masks = [name for name, one in self.data.columns.items() if isinstance(one, MaskColumn)]
+        if masks and self.task != "segmentation":
+            raise ValueError(f"data.columns.{masks[0]}: expected with task = 'segmentation'")
+        TASKS[self.task].fits(self)
 
     def _training_fits(self) -> None:
         training, mode = self.training, self.privacy.mode
