@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = tasks.read_text()
     assert text.count(ANCHOR) == text.count(LAST) == 1
     text = text.replace(ANCHOR, f"from shared_models.grades import grades, grades_fit\n{ANCHOR}")
-    tasks.write_text(text.replace(LAST, f"        ),\n{entry}    )\n}}\n"))
+    entry = indent(entry.rstrip(), " " * 8)
+    tasks.write_text(text.replace(LAST, f"        ),\n{entry},\n    )\n}}\n"))
     (root / "examples").mkdir()
     (root / "nyha.toml").write_text(*blocks("toml"))
     (root / "nyha.csv").write_text(records(700))
