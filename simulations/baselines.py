@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from client.training import Tensors, Trainer
+from client.training import BATCH_SIZE, Tensors, Trainer
 from shared_models.inputs import PADDING, InputSpec, input_spec
 from shared_models.metrics import Figure
-from shared_models.sections import Aggregation, NoPrivacy
+from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, first_state, next_state
 from shared_models.study import Study
 from shared_models.tasks import target_of
@@ -37,26 +37,52 @@ def baselines(
         tell: told the name of each training and its rounds as they pass.
 
     Returns:
-        pooled: the study's network and rounds on all training records as one site.
-        local_only: the mean over sites of networks that saw their own site's records only.
+        pooled: as `pooled`.
+        local_only: the mean over sites of networks that saw their own site's records only, in as
+            many rounds by the study's own server step.
         linear: a linear model on all training records.
     """
-    plain = study.model_copy(
-        update={"privacy": NoPrivacy(mode="none"), "aggregation": Aggregation()}
-    )
+    plain = _alone(study)
     trainer = Trainer(plain, None)
     held = pool.held()
-
-    def measured(records: Tensors, label: str) -> Figures:
-        state = _trained(plain, trainer, records, first, label, tell)
-        return _measure(plain, held, trainer.predict(state, held.inputs))
-
-    alone = [measured(pool.split(i).train, name) for i, name in enumerate(pool.sites)]
+    alone = []
+    for index, name in enumerate(pool.sites):
+        state = _trained(plain, trainer, pool.split(index).train, first, name, tell)
+        alone.append(_measure(plain, held, trainer.predict(state, held.inputs)))
     return {
-        "pooled": measured(pool.train(), "pooled"),
+        "pooled": pooled(study, pool, first, tell),
         "local_only": _mean(alone),
         "linear": linear(plain, pool.train(), held),
     }
+
+
+def pooled(
+    study: Study, pool: Pool, first: Vector32, tell: Callable[[str, int], None] | None = None
+) -> Figures:
+    """Return the metrics of the study with one site, which has all training records.
+
+    Rounds, the server's step and the mean of the last models are the study's own; there is no
+    privacy. Where sites take a number of steps a round, a step's batch is as large as those of all
+    sites together, so that a round sees as many records. Arguments are those of `baselines`.
+    """
+    plain = _alone(study)
+    training = plain.training
+    if training.local_steps is not None:
+        size = (training.batch_size or BATCH_SIZE) * len(pool.sites)
+        training = training.model_copy(update={"batch_size": size})
+        plain = plain.model_copy(update={"training": training})
+    trainer = Trainer(plain, None)
+    held = pool.held()
+    state = _trained(plain, trainer, pool.train(), first, "pooled", tell)
+    return _measure(plain, held, trainer.predict(state, held.inputs))
+
+
+def _alone(study: Study) -> Study:
+    """Return the study without privacy, and without what is there for many sites alone."""
+    step = study.aggregation
+    if step.strategy in {"fedprox", "scaffold"}:  # against drift, of which one site has none
+        step = step.model_copy(update={"strategy": "fedavg"})
+    return study.model_copy(update={"privacy": NoPrivacy(mode="none"), "aggregation": step})
 
 
 def _trained(

@@ -18,7 +18,7 @@ from shared_models.wording import (
 )
 
 BASELINES = {
-    "pooled": ("Pooled", "the same network on all records in one place, without privacy"),
+    "pooled": ("Pooled", "the same study with one site that has all records, without privacy"),
     "local_only": ("Each site alone", "the same network at one site, mean over the sites"),
     "linear": ("Linear model", "a linear model of its kind on all records in one place"),
 }
