@@ -44,7 +44,7 @@ from server.store import ServerStore
 from shared_models import letters
 from shared_models.log_file import LogFile
 from shared_models.notice import KIND as ENDED
-from shared_models.notice import REASONS, Notice, write_notice
+from shared_models.notice import REASONS, Notice, notable, write_notice
 from shared_models.notice import Reason as End
 from shared_models.roster_file import RosterFile
 from shared_models.sizes import answer_bytes
@@ -241,8 +241,10 @@ class Coordinator:
                 "plan": page.plan,
                 "reason": page.ended,
                 "model": state_hash(state).hex(),
-                "released": released(now)[1],
-                "subgroups": released_subgroups(now),
+                "released": notable(released(now)[1]),
+                "subgroups": {
+                    group: told and notable(told) for group, told in released_subgroups(now).items()
+                },
             }
         )
         message = write_notice(identity, notice, state)
