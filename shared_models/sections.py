@@ -229,6 +229,13 @@ class Survival(Section):
         return self
 
 
+class Forecast(Section):
+    """What a forecast of a series' next value is compared with, besides other networks."""
+
+    of: str  # the variable whose next value is the target: its last one is the simplest forecast
+    slot: str  # a category input, such as the meal: the mean of its records is the next simplest
+
+
 class Simulation(Section):
     """How a simulation divides records among virtual sites. A deployment does not read it."""
 

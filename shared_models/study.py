@@ -13,13 +13,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import CategoryColumn, Data, NumberColumn, Section
+from shared_models.contract import CategoryColumn, Data, NumberColumn, Section, SeriesColumn
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
     Aggregation,
     DistributedPrivacy,
     Evaluation,
+    Forecast,
     Model,
     NoPrivacy,
     Privacy,
@@ -45,10 +46,12 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
     survival: Survival | None = None  # of task survival
+    forecast: Forecast | None = None  # of task series and a number
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
         self._target_fits()
+        self._forecast_fits()
         self._training_fits()
         self._privacy_fits()
         aggregation, simulation = self.aggregation, self.simulation
@@ -128,6 +131,23 @@ class Study(Section):
             raise ValueError(
                 "survival.loss: 'cox' compares records with each other, so that no record has a "
                 f"loss of its own: expected 'hazards' with privacy.mode = {self.privacy.mode!r}"
+            )
+
+    def _forecast_fits(self) -> None:
+        if self.forecast is None:
+            return
+        number = isinstance(self.data.columns[self.data.targets[0]], NumberColumn)
+        if self.task != "series" or not number:
+            raise ValueError("forecast: expected with task = 'series' and a number to be predicted")
+        inputs = self.data.inputs
+        series = [one for one in inputs.values() if isinstance(one, SeriesColumn)]
+        if not any(self.forecast.of in one.variables for one in series):
+            raise ValueError(
+                f"forecast.of: expected a variable of the series, found {self.forecast.of!r}"
+            )
+        if not isinstance(inputs.get(self.forecast.slot), CategoryColumn):
+            raise ValueError(
+                f"forecast.slot: expected an input of kind category, found {self.forecast.slot!r}"
             )
 
     def _training_fits(self) -> None:

@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
             "Outcome from measurements over time, such as the vital signs of a hospital stay.",
             networks=("lstm", "gru", "rnn", "attention", "mlp"),
             columns=("series", "number", "category"),
-            examples=("icu",),
+            examples=("icu", "glucose"),
         ),
         Task(
             "sequence",

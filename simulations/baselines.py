@@ -19,6 +19,7 @@ from shared_models.strategies import State, first_state, next_state
 from shared_models.study import Study
 from shared_models.tasks import target_of
 from shared_models.weights import Vector32
+from simulations.forecasts import simplest
 from simulations.pool import Pool
 from simulations.seeds import seeded_key
 
@@ -28,7 +29,7 @@ Figures = dict[str, Figure]
 def baselines(
     study: Study, pool: Pool, first: Vector32, tell: Callable[[str, int], None] | None = None
 ) -> dict[str, Figures]:
-    """Return the metrics, on the pooled hold-out, of three models without federation.
+    """Return the metrics, on the pooled hold-out, of models without federation.
 
     Args:
         study: whose network and rounds are used.
@@ -40,6 +41,7 @@ def baselines(
         pooled: the study's network and rounds on all training records as one site.
         local_only: the mean over sites of networks that saw their own site's records only.
         linear: a linear model on all training records.
+        last_value, slot_mean: of a study with a forecast, what needs no model.
     """
     plain = study.model_copy(
         update={"privacy": NoPrivacy(mode="none"), "aggregation": Aggregation()}
@@ -56,6 +58,10 @@ def baselines(
         "pooled": measured(pool.train(), "pooled"),
         "local_only": _mean(alone),
         "linear": linear(plain, pool.train(), held),
+        **{
+            name: _measure(plain, held, answers)
+            for name, answers in simplest(plain, pool.train(), held).items()
+        },
     }
 
 
@@ -85,8 +91,8 @@ def _trained(
 
 def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     """Return the metrics of logistic (or ridge) regression on summary features."""
-    features = FEATURES[input_spec(study).kind]
     spec = input_spec(study)
+    features = FEATURES[spec.kind]
     x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
     unseen = features(spec, held.inputs.numpy())
     return _measure(study, held, target_of(study).linear(x, y, unseen))

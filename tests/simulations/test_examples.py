@@ -81,7 +81,7 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
         indexed: dict[str, dict[int, np.ndarray]] = {}
         for key, column in data.columns.items():
             made = values(column, draw, count)
-            if isinstance(column, CategoryColumn):
+            if isinstance(column, CategoryColumn) and column.index is not None:
                 made = made.astype(np.float64)
             array = (column.array or key).format(part=part)
             if column.index is None:
@@ -89,7 +89,9 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
             else:
                 indexed.setdefault(array, {})[column.index] = made
         for array, columns in indexed.items():
-            arrays[array] = np.stack([columns[i] for i in sorted(columns)], axis=1)
+            unread = np.zeros(count)
+            places = range(max(columns) + 1)
+            arrays[array] = np.stack([columns.get(i, unread) for i in places], axis=1)
     return arrays
 
 
