@@ -53,7 +53,7 @@ def input_spec(study: Study) -> InputSpec:
     kinds = {type(column) for column in inputs.values()}
     if study.task == "anomaly" and not kinds & {SeriesColumn, ImageColumn}:
         return _scalars(study)
-    if study.task == "series" or (study.task == "anomaly" and SeriesColumn in kinds):
+    if study.task in {"series", "warning"} or (study.task == "anomaly" and SeriesColumn in kinds):
         series = _only(study, SeriesColumn)
         names = tuple(series.variables)
         if series.missing in {"indicator", "forward_indicator"}:

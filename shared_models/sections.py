@@ -236,6 +236,22 @@ class Forecast(Section):
     slot: str  # a category input, such as the meal: the mean of its records is the next simplest
 
 
+class EarlyWarning(Section):
+    """Which hours of a series are judged, and which false alarms are borne; a step is an hour."""
+
+    hours: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=24)
+    at: int  # the hour of the main figure
+    false_alarms: float = Field(gt=0, lt=1)  # share of records without the event that may alarm
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if any(not a < b for a, b in pairwise(self.hours)):
+            raise ValueError("expected hours that rise")
+        if self.at not in self.hours:
+            raise ValueError(f"expected at among the hours, found {self.at}")
+        return self
+
+
 class Simulation(Section):
     """How a simulation divides records among virtual sites. A deployment does not read it."""
 

@@ -19,6 +19,7 @@ from shared_models.sections import (
     SPARE_MAX,
     Aggregation,
     DistributedPrivacy,
+    EarlyWarning,
     Evaluation,
     Forecast,
     Model,
@@ -36,7 +37,9 @@ class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule", "anomaly"]
+    task: Literal[
+        "tabular", "image", "series", "sequence", "survival", "molecule", "anomaly", "warning"
+    ]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -47,6 +50,7 @@ class Study(Section):
     simulation: Simulation = Simulation()
     survival: Survival | None = None  # of task survival
     forecast: Forecast | None = None  # of task series and a number
+    warning: EarlyWarning | None = None  # of task warning
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
@@ -95,6 +99,11 @@ class Study(Section):
         if self.survival is not None:
             self._survival_fits(self.survival)
             return
+        if (self.warning is not None) != (self.task == "warning"):
+            raise ValueError("warning: expected with task = 'warning', and only then")
+        if self.warning is not None:
+            self._warning_fits(self.warning)
+            return
         targets = [self.data.columns[name] for name in self.data.targets]
         panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
         if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
@@ -106,6 +115,27 @@ class Study(Section):
             raise ValueError(
                 "data.positive: missing, expected with task = 'anomaly': the values of the target "
                 "that are not normal, which nothing is learnt from"
+            )
+
+    def _warning_fits(self, warning: EarlyWarning) -> None:
+        names = self.data.targets
+        event, time = (self.data.columns[name] for name in names[:2]) if len(names) > 1 else (0, 0)
+        if (
+            len(names) != 2
+            or not (isinstance(event, CategoryColumn) and event.missing == "refuse")
+            or len(event.values) != 2
+            or not (isinstance(time, NumberColumn) and time.unit in {"hours", "days"})
+        ):
+            raise ValueError(
+                "data.target: expected two columns with task = 'warning', whether the event "
+                "happened (category: no, then yes) and when, from the start of the series "
+                f"(number, unit hours or days), found {self.data.target!r}"
+            )
+        series = [one for one in self.data.inputs.values() if isinstance(one, SeriesColumn)]
+        if any(warning.hours[-1] > one.steps for one in series):
+            raise ValueError(
+                f"warning.hours: expected at most {series[0].steps}, the steps of the series, "
+                f"found {warning.hours[-1]}"
             )
 
     def _survival_fits(self, survival: Survival) -> None:

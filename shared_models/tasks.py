@@ -6,6 +6,7 @@ It builds no network (the registry does) and computes nothing from records (the 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shared_models.alarms import alarms
 from shared_models.anomaly import anomaly
 from shared_models.label import label
 from shared_models.panel import panel
@@ -85,6 +86,14 @@ TASKS: dict[str, Task] = {
             columns=("image", "series", "number", "category"),
             examples=("anomalies",),
             target=anomaly,
+        ),
+        Task(
+            "warning",
+            "Risk of an event, such as death, at each hour from what was measured up to then.",
+            networks=("lstm", "gru", "rnn"),
+            columns=("series", "number", "category"),
+            examples=("vitals",),
+            target=alarms,
         ),
         Task(
             "survival",

@@ -3,8 +3,9 @@
 They use no privacy and are a simulation's alone: no one could compute them in a deployment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,8 @@ def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     """Return the metrics of logistic (or ridge) regression on summary features."""
     spec = input_spec(study)
     features = FEATURES[spec.kind]
+    if study.warning is not None:
+        features = partial(_prefixes, study.warning.hours)
     x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
     unseen = features(spec, held.inputs.numpy())
     return _measure(study, held, target_of(study).linear(x, y, unseen))
@@ -124,6 +127,13 @@ def _summary(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np
     x = inputs.astype(np.float64)
     pieces = [x.mean(axis=1), x.min(axis=1), x.max(axis=1), x[:, 0], x[:, -1]]
     return np.concatenate(pieces, axis=1)
+
+
+def _prefixes(
+    hours: Sequence[int], spec: InputSpec, inputs: npt.NDArray[np.generic]
+) -> npt.NDArray[np.float64]:
+    """Return the summaries of what was known by each hour: (N, T, F) -> (N, H x 5 F)."""
+    return np.concatenate([_summary(spec, inputs[:, :hour]) for hour in hours], axis=1)
 
 
 def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> csr_array:

@@ -61,6 +61,8 @@ def layout_of(study: Study) -> Layout:
         StudyError: records of this kind cannot be explained.
     """
     spec = input_spec(study)
+    if study.task == "warning":
+        raise StudyError("task: expected one with one answer a record, found 'warning'")
     if spec.kind == "features":
         return _features(study)
     if spec.kind == "series":
