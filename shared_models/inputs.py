@@ -3,6 +3,7 @@
 It turns no record into numbers: the readers of a site do, in the order that is named here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -24,21 +25,42 @@ C = TypeVar("C")
 PADDING = 0  # the token id that stands for nothing
 
 
+PartName = Literal["static", "series", "image"]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One kind of input among several.
+
+    Attributes:
+        name: of the kind.
+        shape: static (F,) | series (T, F) | image (C, H, W).
+        names: of the F features; () for an image.
+    """
+
+    name: PartName
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """What one record looks like to a network.
 
     Attributes:
-        kind: features (F,) | series (T, F) | image (C, H, W), float32; tokens (L,), int64.
+        kind: features (F,) | series (T, F) | image (C, H, W), float32; tokens (L,), int64; parts
+            (F,), float32: each part flat, then for each 1 where the record has it, else 0.
         shape: of one record, without the batch.
-        names: of the F features; () for images, tokens and molecules.
+        names: of the F features; () for images, tokens, molecules and parts.
         vocabulary: number of token ids, padding included; 0 for numbers.
+        parts: in their order, of kind parts.
     """
 
-    kind: Literal["features", "series", "image", "tokens"]
+    kind: Literal["features", "series", "image", "tokens", "parts"]
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     vocabulary: int = 0
+    parts: tuple[PartSpec, ...] = ()
 
 
 def input_spec(study: Study) -> InputSpec:
@@ -53,11 +75,11 @@ def input_spec(study: Study) -> InputSpec:
     kinds = {type(column) for column in inputs.values()}
     if study.task == "anomaly" and not kinds & {SeriesColumn, ImageColumn}:
         return _scalars(study)
+    if study.task == "fusion":
+        return _parts(study)
     if study.task in {"series", "warning"} or (study.task == "anomaly" and SeriesColumn in kinds):
         series = _only(study, SeriesColumn)
-        names = tuple(series.variables)
-        if series.missing in {"indicator", "forward_indicator"}:
-            names += tuple(f"{name} missing" for name in series.variables)
+        names = _series_names(series)
         names += scalar_names({n: c for n, c in inputs.items() if c is not series})
         return InputSpec("series", (series.steps, len(names)), names)
     if study.task in {"image", "anomaly"}:
@@ -87,6 +109,34 @@ def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:
         if column.missing == "indicator":
             names.append(f"{name} missing")
     return tuple(names)
+
+
+def _series_names(series: SeriesColumn) -> tuple[str, ...]:
+    names = tuple(series.variables)
+    if series.missing in {"indicator", "forward_indicator"}:
+        names += tuple(f"{name} missing" for name in series.variables)
+    return names
+
+
+def _parts(study: Study) -> InputSpec:
+    """Return the parts: static values, a series, a picture; two of them or all."""
+    inputs = study.data.inputs
+    parts = []
+    names = scalar_names(inputs)
+    if names:
+        parts.append(PartSpec("static", (len(names),), names))
+    if any(isinstance(column, SeriesColumn) for column in inputs.values()):
+        series = _only(study, SeriesColumn)
+        names = _series_names(series)
+        parts.append(PartSpec("series", (series.steps, len(names)), names))
+    if any(isinstance(column, ImageColumn) for column in inputs.values()):
+        image = _only(study, ImageColumn)
+        parts.append(PartSpec("image", (image.channels, image.height, image.width)))
+    known = (NumberColumn, CategoryColumn, SeriesColumn, ImageColumn)
+    if len(parts) < 2 or not all(isinstance(column, known) for column in inputs.values()):
+        raise _wants(study, "two kinds of input or three: number or category, series, image")
+    size = sum(math.prod(part.shape) for part in parts) + len(parts)
+    return InputSpec("parts", (size,), parts=tuple(parts))
 
 
 def _scalars(study: Study) -> InputSpec:

@@ -12,6 +12,7 @@ from privacy.errors import StudyError
 from shared_models.attention import build_attention
 from shared_models.autoencoder import build_autoencoder
 from shared_models.cnn import build_cnn
+from shared_models.fusion import build_fusion
 from shared_models.inputs import input_spec
 from shared_models.mlp import build_mlp
 from shared_models.recurrent import build_prefixes, build_recurrent
@@ -26,6 +27,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "rnn": build_recurrent,
     "attention": build_attention,
     "autoencoder": build_autoencoder,
+    "fusion": build_fusion,
 }
 """Name -> builder(section of the study, InputSpec, number of outputs) -> network."""
 

@@ -81,7 +81,23 @@ class Autoencoder(Section):
     code: int = Field(16, ge=1, le=65_536)
 
 
-Model = Annotated[Mlp | Cnn | Recurrent | Attention | Autoencoder, Field(discriminator="name")]
+class Fusion(Section):
+    """A network for each kind of input, and a linear layer over what they make of it."""
+
+    name: Literal["fusion"]
+    parts: tuple[Literal["static", "series", "image"], ...] = ()  # those that are read; (): all
+    width: int = Field(32, ge=1)  # numbers that a part becomes
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (32,)  # of static values
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"  # of the series
+    recurrent: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((64,), min_length=1)
+    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((16, 32), min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    outputs: Literal[1, 2] = 1
+
+
+Model = Annotated[
+    Mlp | Cnn | Recurrent | Attention | Autoencoder | Fusion, Field(discriminator="name")
+]
 
 
 class Augment(Section):

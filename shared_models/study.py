@@ -38,7 +38,15 @@ class Study(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     task: Literal[
-        "tabular", "image", "series", "sequence", "survival", "molecule", "anomaly", "warning"
+        "tabular",
+        "image",
+        "series",
+        "sequence",
+        "survival",
+        "molecule",
+        "anomaly",
+        "warning",
+        "fusion",
     ]
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data

@@ -96,6 +96,13 @@ TASKS: dict[str, Task] = {
             target=alarms,
         ),
         Task(
+            "fusion",
+            "Diagnosis from values, a series and a picture together, any of which may be missing.",
+            networks=("fusion",),
+            columns=("number", "category", "series", "image"),
+            examples=("fusion",),
+        ),
+        Task(
             "survival",
             "Time until an event, such as death or relapse, of which some records do not know.",
             networks=("mlp",),

@@ -40,6 +40,7 @@ MODELS = {
     "gru": "a GRU network",
     "rnn": "a recurrent network",
     "autoencoder": "an autoencoder",
+    "fusion": "a network of several parts",
     "attention": "a self-attention network",
 }
 Verdict = Literal["protected", "partly", "not protected"]

@@ -3,6 +3,7 @@
 They use no privacy and are a simulation's alone: no one could compute them in a deployment.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -136,6 +137,17 @@ def _prefixes(
     return np.concatenate([_summary(spec, inputs[:, :hour]) for hour in hours], axis=1)
 
 
+def _joined(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Return the features of every part, and which of them are there: (N, F) -> (N, G)."""
+    ends = np.cumsum([math.prod(part.shape) for part in spec.parts])
+    *pieces, marks = np.split(inputs.astype(np.float64), ends, axis=1)
+    found = [
+        _summary(spec, piece.reshape(-1, *part.shape)) if part.name == "series" else piece
+        for part, piece in zip(spec.parts, pieces, strict=True)
+    ]
+    return np.concatenate([*found, marks], axis=1)
+
+
 def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> csr_array:
     """Counts of tokens, (N, L) -> (N, V); of a small alphabet, the token at each position."""
     tokens = inputs.astype(np.int64)
@@ -157,4 +169,5 @@ FEATURES: dict[str, Features] = {
     "image": _flat,
     "series": _summary,
     "tokens": _bag,
+    "parts": _joined,
 }

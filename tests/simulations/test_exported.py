@@ -44,7 +44,7 @@ print(json.dumps(sorted(ours & set(sys.modules))))
 CHANGES = ["rounds=1", "training.local_epochs=1", "evaluation.every=1"]
 
 
-@pytest.mark.parametrize("example", ["glucose", "vitals"])
+@pytest.mark.parametrize("example", ["glucose", "vitals", "fusion"])
 def test_a_model_says_elsewhere_what_it_said_in_the_run(example: str, tmp_path: Path) -> None:
     study: Study = load_study(ROOT / example / "study.toml", CHANGES)
     records, out = tmp_path / "records", tmp_path / "out"
