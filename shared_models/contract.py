@@ -124,6 +124,7 @@ class ImageColumn(Column):
     channels: int = Field(1, ge=1, le=16)
     low: float = 0.0
     high: float = 255.0
+    missing: Literal["refuse", "constant"] = "refuse"  # NPZ: NaN all over; constant: as if all low
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -29,22 +29,43 @@ _AT_ONCE = 1024  # records
 _VALUES_AT_ONCE = 1 << 22  # of their inputs: 16 MB, and some times that inside a network
 
 
+PartName = Literal["static", "series", "image"]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One kind of input among several.
+
+    Attributes:
+        name: of the kind.
+        shape: static (F,) | series (T, F) | image (C, H, W).
+        names: of the F features; () for an image.
+    """
+
+    name: PartName
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """What one record looks like to a network.
 
     Attributes:
         kind: features (F,) | series (T, F) | image (C, H, W) | volume (C, D, H, W), float32;
-            tokens (L,), int64.
+            tokens (L,), int64; parts (F,), float32: each part flat, then for each 1 where the
+            record has it, else 0.
         shape: of one record, without the batch.
-        names: of the F features; () for images, volumes, tokens and molecules.
+        names: of the F features; () for images, volumes, tokens, molecules and parts.
         vocabulary: number of token ids, padding included; 0 for numbers.
+        parts: in their order, of kind parts.
     """
 
-    kind: Literal["features", "series", "image", "volume", "tokens"]
+    kind: Literal["features", "series", "image", "volume", "tokens", "parts"]
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     vocabulary: int = 0
+    parts: tuple[PartSpec, ...] = ()
 
 
 def input_spec(study: Study) -> InputSpec:
@@ -53,12 +74,14 @@ def input_spec(study: Study) -> InputSpec:
     Raises:
         StudyError: the columns are not those that the task wants.
     """
-    wanted = TASKS[study.task].columns
+    task = TASKS[study.task]
+    if task.parts:
+        return _parts(study)
     present = {column.kind for column in study.data.inputs.values()}
     for kind, spec in _SPECS.items():
-        if kind in wanted and kind in present:
+        if kind in task.columns and kind in present:
             return spec(study)
-    return _SPECS.get(wanted[0], _scalars)(study)  # which says what is missing
+    return _SPECS.get(task.columns[0], _scalars)(study)  # which says what is missing
 
 
 def records_at_once(shape: Sequence[int]) -> int:
@@ -84,6 +107,34 @@ def scalar_names(columns: dict[str, AnyColumn]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _series_names(series: SeriesColumn) -> tuple[str, ...]:
+    names = tuple(series.variables)
+    if series.missing in {"indicator", "forward_indicator"}:
+        names += tuple(f"{name} missing" for name in series.variables)
+    return names
+
+
+def _parts(study: Study) -> InputSpec:
+    """Return the parts: static values, a series, a picture; two of them or all."""
+    inputs = study.data.inputs
+    parts = []
+    names = scalar_names(inputs)
+    if names:
+        parts.append(PartSpec("static", (len(names),), names))
+    if any(isinstance(column, SeriesColumn) for column in inputs.values()):
+        series = _only(study, SeriesColumn)
+        names = _series_names(series)
+        parts.append(PartSpec("series", (series.steps, len(names)), names))
+    if any(isinstance(column, ImageColumn) for column in inputs.values()):
+        image = _only(study, ImageColumn)
+        parts.append(PartSpec("image", (image.channels, *image.sizes)))
+    known = (NumberColumn, CategoryColumn, SeriesColumn, ImageColumn)
+    if len(parts) < 2 or not all(isinstance(column, known) for column in inputs.values()):
+        raise _wants(study, "two kinds of input or three: number or category, series, image")
+    size = sum(math.prod(part.shape) for part in parts) + len(parts)
+    return InputSpec("parts", (size,), parts=tuple(parts))
+
+
 def _scalars(study: Study) -> InputSpec:
     names = scalar_names(study.data.inputs)
     if len(names) == 0:
@@ -93,9 +144,7 @@ def _scalars(study: Study) -> InputSpec:
 
 def _series(study: Study) -> InputSpec:
     series = _only(study, SeriesColumn)
-    names = tuple(series.variables)
-    if series.missing in {"indicator", "forward_indicator"}:
-        names += tuple(f"{name} missing" for name in series.variables)
+    names = _series_names(series)
     names += scalar_names({n: c for n, c in study.data.inputs.items() if c is not series})
     return InputSpec("series", (series.steps, len(names)), names)
 

@@ -13,13 +13,22 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import CategoryColumn, Data, MaskColumn, Section
+from shared_models.contract import (
+    CategoryColumn,
+    Data,
+    MaskColumn,
+    NumberColumn,
+    Section,
+    SeriesColumn,
+)
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
     Aggregation,
     DistributedPrivacy,
+    EarlyWarning,
     Evaluation,
+    Forecast,
     Model,
     NoPrivacy,
     Privacy,
@@ -48,10 +57,13 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
     survival: Survival | None = None  # of task survival
+    forecast: Forecast | None = None  # of task series and a number
+    warning: EarlyWarning | None = None  # of task warning
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
         self._target_fits()
+        self._forecast_fits()
         self._training_fits()
         self._privacy_fits()
         self._subgroups_fit()
@@ -93,10 +105,29 @@ class Study(Section):
     def _target_fits(self) -> None:
         if (self.survival is not None) != (self.task == "survival"):
             raise ValueError("survival: expected with task = 'survival', and only then")
+        if (self.warning is not None) != (self.task == "warning"):
+            raise ValueError("warning: expected with task = 'warning', and only then")
         masks = [name for name, one in self.data.columns.items() if isinstance(one, MaskColumn)]
         if masks and self.task != "segmentation":
             raise ValueError(f"data.columns.{masks[0]}: expected with task = 'segmentation'")
         TASKS[self.task].fits(self)
+
+    def _forecast_fits(self) -> None:
+        if self.forecast is None:
+            return
+        number = isinstance(self.data.columns[self.data.targets[0]], NumberColumn)
+        if self.task != "series" or not number:
+            raise ValueError("forecast: expected with task = 'series' and a number to be predicted")
+        inputs = self.data.inputs
+        series = [one for one in inputs.values() if isinstance(one, SeriesColumn)]
+        if not any(self.forecast.of in one.variables for one in series):
+            raise ValueError(
+                f"forecast.of: expected a variable of the series, found {self.forecast.of!r}"
+            )
+        if not isinstance(inputs.get(self.forecast.slot), CategoryColumn):
+            raise ValueError(
+                f"forecast.slot: expected an input of kind category, found {self.forecast.slot!r}"
+            )
 
     def _training_fits(self) -> None:
         training, mode = self.training, self.privacy.mode

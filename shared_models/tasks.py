@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
+from shared_models.alarms import alarms, alarms_fit
 from shared_models.anomaly import anomaly, anomaly_fits
 from shared_models.contract import CategoryColumn, NumberColumn
 from shared_models.label import label
@@ -57,6 +58,7 @@ class Task:
         examples: studies under examples/ that do it.
         target: makes what a study's target asks of a model.
         fits: checks what only this task asks of a study; a ValueError says what was expected.
+        parts: whether inputs of several kinds are read side by side, each a part of the record.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Task:
     examples: tuple[str, ...]
     target: Callable[[Study], Target] = answers
     fits: Callable[[Study], None] = answers_fit
+    parts: bool = False
 
 
 TASKS: dict[str, Task] = {
@@ -90,7 +93,7 @@ TASKS: dict[str, Task] = {
             "Outcome from measurements over time, such as the vital signs of a hospital stay.",
             networks=("lstm", "gru", "rnn", "attention", "mlp"),
             columns=("series", "number", "category"),
-            examples=("icu",),
+            examples=("icu", "glucose"),
         ),
         Task(
             "sequence",
@@ -114,6 +117,23 @@ TASKS: dict[str, Task] = {
             examples=("anomalies",),
             target=anomaly,
             fits=anomaly_fits,
+        ),
+        Task(
+            "warning",
+            "Risk of an event, such as death, at each hour from what was measured up to then.",
+            networks=("lstm", "gru", "rnn"),
+            columns=("series", "number", "category"),
+            examples=("vitals",),
+            target=alarms,
+            fits=alarms_fit,
+        ),
+        Task(
+            "fusion",
+            "Diagnosis from values, a series and a picture together, any of which may be missing.",
+            networks=("fusion",),
+            columns=("number", "category", "series", "image"),
+            examples=("fusion",),
+            parts=True,
         ),
         Task(
             "survival",

@@ -25,6 +25,9 @@ LABELS = {
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
     "sensitivity_95": ("Sensitivity at 95 %", "share found where 5 % of normal records alarm"),
+    "false_alarms": ("False alarms", "of those without the event, the share that alarms at all"),
+    "alarms_a_day": ("Alarms a day", "alarms that begin, of one record in a day"),
+    "lead_hours": ("Lead time", "hours from first alarm to event, median of those found"),
     "ef1": ("Enrichment at 1 %", "positives among the top 1 % over those of a random choice"),
     "bedroc": ("BEDROC", "early recognition, alpha 20: 1 when all positives come first"),
     "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
@@ -45,6 +48,7 @@ MODELS = {
     "gru": "a GRU network",
     "rnn": "a recurrent network",
     "autoencoder": "an autoencoder",
+    "fusion": "a network of several parts",
     "attention": "a self-attention network",
     "unet": "a U-Net",
 }

@@ -3,8 +3,10 @@
 They use no privacy and are a simulation's alone: no one could compute them in a deployment.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from shared_models.strategies import State, first_state, next_state
 from shared_models.study import Study
 from shared_models.tasks import target_of
 from shared_models.weights import Vector32
+from simulations.forecasts import simplest
 from simulations.pool import Pool
 from simulations.seeds import seeded_key
 
@@ -28,7 +31,7 @@ Figures = dict[str, Figure]
 def baselines(
     study: Study, pool: Pool, first: Vector32, tell: Callable[[str, int], None] | None = None
 ) -> dict[str, Figures]:
-    """Return the metrics, on the pooled hold-out, of three models without federation.
+    """Return the metrics, on the pooled hold-out, of models without federation.
 
     Args:
         study: whose network and rounds are used.
@@ -41,6 +44,7 @@ def baselines(
         local_only: the mean over sites of networks that saw their own site's records only, in as
             many rounds by the study's own server step.
         linear: a linear model on all training records.
+        last_value, slot_mean: of a study with a forecast, what needs no model.
     """
     plain = _alone(study)
     trainer = Trainer(plain, None)
@@ -53,6 +57,10 @@ def baselines(
         "pooled": pooled(study, pool, first, tell),
         "local_only": _mean(alone),
         "linear": linear(plain, pool.train(), held),
+        **{
+            name: _measure(plain, held, answers)
+            for name, answers in simplest(plain, pool.train(), held).items()
+        },
     }
 
 
@@ -111,8 +119,10 @@ def _trained(
 
 def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     """Return the metrics of logistic (or ridge) regression on summary features."""
-    features = FEATURES[input_spec(study).kind]
     spec = input_spec(study)
+    features = FEATURES[spec.kind]
+    if study.warning is not None:
+        features = partial(_prefixes, study.warning.hours)
     x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
     unseen = features(spec, held.inputs.numpy())
     return _measure(study, held, target_of(study).linear(x, y, unseen))
@@ -146,6 +156,24 @@ def _summary(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np
     return np.concatenate(pieces, axis=1)
 
 
+def _prefixes(
+    hours: Sequence[int], spec: InputSpec, inputs: npt.NDArray[np.generic]
+) -> npt.NDArray[np.float64]:
+    """Return the summaries of what was known by each hour: (N, T, F) -> (N, H x 5 F)."""
+    return np.concatenate([_summary(spec, inputs[:, :hour]) for hour in hours], axis=1)
+
+
+def _joined(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Return the features of every part, and which of them are there: (N, F) -> (N, G)."""
+    ends = np.cumsum([math.prod(part.shape) for part in spec.parts])
+    *pieces, marks = np.split(inputs.astype(np.float64), ends, axis=1)
+    found = [
+        _summary(spec, piece.reshape(-1, *part.shape)) if part.name == "series" else piece
+        for part, piece in zip(spec.parts, pieces, strict=True)
+    ]
+    return np.concatenate([*found, marks], axis=1)
+
+
 def _bag(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> csr_array:
     """Counts of tokens, (N, L) -> (N, V); of a small alphabet, the token at each position."""
     tokens = inputs.astype(np.int64)
@@ -168,4 +196,5 @@ FEATURES: dict[str, Features] = {
     "volume": _flat,
     "series": _summary,
     "tokens": _bag,
+    "parts": _joined,
 }

@@ -85,6 +85,18 @@ def roc_svg(rocs: Rows) -> str:
         return _svg(figure, "roc", f"ROC curve; area under it: {areas}")
 
 
+def hours_svg(areas: Sequence[Sequence[float]]) -> str:
+    """Draw the area under the ROC curve of what was known after each hour, pairs (hour, area)."""
+    with _style():
+        figure, axes = _canvas(4.4, 4.2)
+        hours, values = zip(*areas, strict=True)
+        axes.plot(hours, values, color=BLUE)
+        axes.set_xlabel("Hours known")
+        axes.set_ylabel("AUC")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "hours", f"AUC by hours known, {_trend(values)}")
+
+
 def calibration_svg(bins: Rows) -> str:
     """Draw observed rate against predicted probability, with 95 % limits, and how many records."""
     with _style():

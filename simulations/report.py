@@ -33,7 +33,9 @@ Rows = Sequence[Json]
 
 SITES_MAX = 60  # rows of the table of sites; of more sites the quantiles are shown
 # Metrics that are not in [0, 1] by nature get no bar.
-UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse", "surface_distance"})
+UNBOUNDED = frozenset(
+    {"alarms_a_day", "brier", "ef1", "lead_hours", "loss", "mae", "rmse", "surface_distance"}
+)
 SITE_METRICS = (
     "dice",
     "iou",
@@ -209,6 +211,9 @@ def _pictures(results: Json, curves: Json | None) -> list[tuple[str, str, Markup
         if len(curves["roc"]) > plots.ROC_CLASSES_MAX:
             words += f" The first {plots.ROC_CLASSES_MAX} of {len(curves['roc'])} classes."
         found.append(("ROC curve", words, plots.roc_svg(curves["roc"])))
+    if curves.get("hours"):
+        words = "How well records are ranked by what was known after so many hours."
+        found.append(("AUC by hour", words, plots.hours_svg(curves["hours"])))
     if curves.get("calibration"):
         words = "On the dotted diagonal, a predicted 70\u00a0% comes true in 70 of 100 records."
         found.append(("Calibration", words, plots.calibration_svg(curves["calibration"])))

@@ -13,7 +13,7 @@ from client.data import ceiling
 from client.data.cells import Floats, Ints, categories, numbers, series, texts
 from client.data.molecules import molecule_features, scaffolds
 from client.data.records import Records
-from client.data.table import Table
+from client.data.table import Cells, Mask, Table
 from client.data.tokens import letter_ids, word_ids
 from privacy.errors import DataError
 from shared_models.contract import (
@@ -129,6 +129,8 @@ def _targets(
 
 def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints]) -> Floats32 | Ints:
     columns = data.inputs
+    if spec.kind == "parts":
+        return _parts(table, columns, spec, indices)
     for name, column in columns.items():
         if isinstance(column, LettersColumn):
             return letter_ids(table, name, column)
@@ -167,6 +169,50 @@ def _scalars(table: Table, columns: dict[str, AnyColumn], indices: dict[str, Int
     return features
 
 
+def _parts(
+    table: Table, columns: dict[str, AnyColumn], spec: InputSpec, indices: dict[str, Ints]
+) -> Floats32:
+    """Return (N, F): each part flat, then for each whether any of it was given."""
+    out = np.empty((table.length, *spec.shape), dtype=np.float32)
+    nothing = np.empty((table.length, 0), dtype=np.float32)
+    place = 0
+    for number, part in enumerate(spec.parts):
+        if part.name == "static":
+            found, given = _scalars(table, columns, indices), _given(table, columns, indices)
+        else:
+            kind = SeriesColumn if part.name == "series" else ImageColumn
+            name, column = next((n, c) for n, c in columns.items() if isinstance(c, kind))
+            given = _measured(table.columns[name])
+            if isinstance(column, SeriesColumn):
+                found = _series(table, name, column, nothing, part.shape)
+            elif isinstance(column, ImageColumn):
+                found = _images(table, name, column)
+        size = math.prod(part.shape)
+        out[:, place : place + size] = found.reshape(table.length, size)
+        out[:, number - len(spec.parts)] = given
+        place += size
+    return out
+
+
+def _given(table: Table, columns: dict[str, AnyColumn], indices: dict[str, Ints]) -> Mask:
+    """Return (N,) whether any number or category of a record is there."""
+    given = np.zeros(table.length, dtype=np.bool_)
+    for name, column in columns.items():
+        if isinstance(column, NumberColumn):
+            given[~np.isnan(numbers(table, name, column))] = True
+        elif isinstance(column, CategoryColumn):
+            given[indices[name] >= 0] = True
+    return given
+
+
+def _measured(cells: Cells) -> Mask:
+    """Return (N,) whether any cell of a record is no NaN."""
+    if cells.dtype.kind != "f":
+        return np.ones(len(cells), dtype=np.bool_)
+    nothing: Mask = np.all(np.isnan(cells.reshape(len(cells), -1)), axis=1)
+    return ~nothing
+
+
 def _fill(column: NumberColumn) -> float:
     """Return what stands for a missing number, after scaling."""
     if column.fill is None:
@@ -189,6 +235,8 @@ def _images(table: Table, name: str, column: ImageColumn) -> Floats32:
 
     for rows in _chunks(table.length, math.prod(shape)):
         values = cells[rows].astype(np.float64)  # (n, *sizes, C)
+        if column.missing == "constant":
+            values[~_measured(cells[rows])] = column.low
         bad = ~((values >= column.low) & (values <= column.high))
         table.leave(rows.start + np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)), fault)
         values[bad] = column.low

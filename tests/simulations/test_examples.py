@@ -2,7 +2,6 @@
 
 import csv
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -89,16 +88,17 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
         for key, column in data.columns.items():
             sizes = data.image.sizes if isinstance(column, MaskColumn) else ()
             made = values(column, draw, count, sizes)
-            if isinstance(column, CategoryColumn):
-                with suppress(ValueError):  # names stay names
-                    made = made.astype(np.float64)
+            if isinstance(column, CategoryColumn) and column.index is not None:
+                made = made.astype(np.float64)
             array = (column.array or key).format(part=part)
             if column.index is None:
                 arrays[array] = made
             else:
                 indexed.setdefault(array, {})[column.index] = made
         for array, columns in indexed.items():
-            arrays[array] = np.stack([columns[i] for i in sorted(columns)], axis=1)
+            unread = np.zeros(count)
+            places = range(max(columns) + 1)
+            arrays[array] = np.stack([columns.get(i, unread) for i in places], axis=1)
     return arrays
 
 
