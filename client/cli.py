@@ -199,7 +199,8 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder taken home.")],
     data: Annotated[Path, typer.Option(metavar="PATH", help="File or folder of records.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A CSV file; else stdout.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A CSV file, or .npz for masks; else stdout."),
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ from shared_models.contract import (
     IdColumn,
     ImageColumn,
     LettersColumn,
+    MaskColumn,
     MoleculeColumn,
     NumberColumn,
     SeriesColumn,
@@ -78,9 +79,12 @@ def _range(column: AnyColumn) -> str:
         return f"{column.steps} times: {listed(variables)}"
     if isinstance(column, ImageColumn):
         return (
-            f"{column.width} x {column.height} pixels, {column.channels} a point, "
+            f"{' x '.join(map(str, reversed(column.sizes)))} "
+            f"{'pixels' if column.depth is None else 'voxels'}, {column.channels} a point, "
             f"{column.low:g} to {column.high:g}"
         )
+    if isinstance(column, MaskColumn):
+        return f"at each point one of {listed(column.values)}"
     if isinstance(column, LettersColumn):
         return f"up to {column.length} letters of {column.alphabet}"
     if isinstance(column, MoleculeColumn):

@@ -101,6 +101,8 @@ class Evaluation:
         times: evaluations that may be debited, spare attempts included.
         release: noised, or exact: summing alone then protects the held-out records.
         deviation: of the noise on one sum of all hospitals, in counts; None when exact.
+        subgroups: the column whose groups have figures of their own, or None.
+        smallest: records of the smallest group that has; None without groups.
     """
 
     holdout: float | None
@@ -109,6 +111,8 @@ class Evaluation:
     times: int
     release: Literal["noised", "exact"]
     deviation: float | None
+    subgroups: str | None
+    smallest: int | None
 
 
 @dataclass(frozen=True)
@@ -299,4 +303,6 @@ def _evaluation(study: Study, sites: int) -> Evaluation:
         times=planned_evaluations(study),
         release="exact" if is_exact(study) else "noised",
         deviation=None if noise is None else noise.deviation(noise.sites),
+        subgroups=None if asked.subgroups is None else asked.subgroups.column,
+        smallest=None if asked.subgroups is None else asked.subgroups.smallest,
     )

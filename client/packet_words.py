@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from client.columns import listed
-from shared_models.contract import NumberColumn
+from shared_models.contract import MaskColumn, NumberColumn
 from shared_models.wording import network_words, show_epsilon
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def _what_is_learnt(packet: "Packet") -> Part:
     elif isinstance(target, NumberColumn):
         unit = f" {target.unit}" if target.unit else ""
         learnt = f"a number from {target.low:g} to {target.high:g}{unit}"
+    elif isinstance(target, MaskColumn):
+        learnt = f"at each point one of {listed(target.values)}"
     else:
         learnt = f"one of {listed(data.classes)}"
         if data.positive:
@@ -331,6 +333,11 @@ def _what_is_released(packet: "Packet") -> Part:
         what = (
             f"Their counts are added up and released with noise of standard deviation "
             f"{evaluation.deviation:.2g} on each, when all hospitals answer."
+        )
+    if evaluation.subgroups is not None:
+        what += (
+            f" So are those of each group by {evaluation.subgroups}; figures are told of groups "
+            f"of {evaluation.smallest} {unit}s and more."
         )
     return Part("What is released of evaluations", (how + when, what))
 

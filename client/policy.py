@@ -23,10 +23,10 @@ from privacy.ledger import Ledger
 from shared_models.contract import Section
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study, is_exact, is_trusting
+from shared_models.tasks import TaskName
 
 POLICY_BYTES_MAX = 1 << 16
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Task = Literal["tabular", "image", "series", "sequence"]
 Mode = Literal["local", "distributed"]
 
 
@@ -56,7 +56,7 @@ class Policy(Section):
     ceilings: dict[Dataset, Ceiling] = Field(default_factory=dict)
     min_sites: int = 3
     epsilon_per_study: float | None = None
-    tasks: tuple[Task, ...] | None = Field(None, min_length=1)
+    tasks: tuple[TaskName, ...] | None = Field(None, min_length=1)
     modes: tuple[Mode, ...] | None = Field(None, min_length=1)
     unconfirmed_max: int | None = Field(None, ge=0)
     hours: tuple[str, ...] = ()

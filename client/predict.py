@@ -26,14 +26,16 @@ from client.data.records import Records
 from client.screen import say
 from privacy.errors import DataError, FedwardError
 from shared_models import wording
+from shared_models.contract import MaskColumn
 from shared_models.durable import write_durably
+from shared_models.inputs import records_at_once
+from shared_models.mask import Mask
 from shared_models.metrics import Figure
 from shared_models.model_file import DESCRIPTION, MODEL
 from shared_models.registry import build_network
 from shared_models.study import Study, parse_study
 from shared_models.tasks import target_of
 
-BATCH = 1024  # records at once
 DESCRIPTION_BYTES_MAX = 1 << 22
 _HINT = "a model is a folder with model.safetensors and model.json, as a study leaves them"
 
@@ -45,7 +47,7 @@ class Predicted:
     Attributes:
         study: of the model.
         values: (N, C) probabilities, or (N,) numbers in the unit of the target; or (N, A) answers
-            that the target names.
+            that the target names; or (N, C, *sizes) chances of structures at each point.
         figures: against the records' own answers; None where they have none.
         why: why there are no figures.
     """
@@ -57,18 +59,26 @@ class Predicted:
 
     def document(self) -> dict[str, object]:
         """Return it for machines."""
-        figures = self.figures
+        figures, masks = self.figures, self.masks()
         return {
             "study_digest": self.study.digest(),
             "classes": list(target_of(self.study).classes),
-            "predictions": self.values.tolist(),
+            "predictions": (self.values if masks is None else self._points(masks)).tolist(),
             "metrics": figures and {name: asdict(one) for name, one in figures.items()},
         }
 
     def write(self, file: TextIO) -> None:
-        """Write one line a record, in the records' order: its number and what is answered."""
+        """Write one line a record, in the records' order: its number and what is answered.
+
+        Of masks, how many points each structure has; `masks` are the points themselves.
+        """
         lines = csv.writer(file, lineterminator="\n")
         classes, columns = self.study.data.classes, target_of(self.study).classes
+        masks = self.masks()
+        if masks is not None:
+            lines.writerow(["record", *(f"points({name})" for name in columns)])
+            lines.writerows([i, *row] for i, row in enumerate(self._points(masks).tolist(), 1))
+            return
         if self.values.ndim == 2 and classes != columns:
             lines.writerow(["record", *columns])
             lines.writerows([i, *map(repr, row)] for i, row in enumerate(self.values.tolist(), 1))
@@ -81,6 +91,26 @@ class Predicted:
         best = self.values.argmax(axis=1)
         for number, row in enumerate(self.values.tolist(), 1):
             lines.writerow([number, classes[best[number - 1]], *(f"{one:.6f}" for one in row)])
+
+    def masks(self) -> npt.NDArray[np.uint16] | None:
+        """Return (N, *sizes) masks as the study's files have them; None of another task."""
+        target = target_of(self.study)
+        if not isinstance(target, Mask):
+            return None
+        return self._levels()[target.decided(self.values)]
+
+    def _levels(self) -> npt.NDArray[np.uint16]:
+        """Return the number that stands for each value in a mask's file."""
+        column = self.study.data.columns[self.study.data.targets[0]]
+        if not isinstance(column, MaskColumn):
+            raise ValueError("expected a study of task segmentation")
+        return np.array(column.levels or range(len(column.values)), dtype=np.uint16)
+
+    def _points(self, masks: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
+        """Return (N, C) how many points each structure has."""
+        flat = masks.reshape(len(masks), -1)
+        counts = [np.count_nonzero(flat == level, axis=1) for level in self._levels()[1:]]
+        return np.stack(counts, axis=1).astype(np.int64)
 
 
 def predict(model: Path, data: Path) -> Predicted:
@@ -176,15 +206,15 @@ def unanswered(study: Study) -> Study:
 
 
 def forward(study: Study, network: torch.nn.Module, records: Records) -> npt.NDArray[np.float64]:
-    """Return the predictions of N records: (N, C) probabilities, or (N,) numbers."""
+    """Return the predictions of N records: (N, C) probabilities, (N,) numbers, or as named."""
     inputs = torch.from_numpy(records.inputs)
     with torch.no_grad():
-        pieces = [network(part) for part in torch.split(inputs, BATCH)]
+        pieces = [network(part) for part in torch.split(inputs, records_at_once(inputs.shape[1:]))]
     return target_of(study).predictions(torch.cat(pieces))
 
 
 def write_predictions(found: Predicted, out: Path | None) -> None:
-    """Write the lines into a file, whole or not at all, or to stdout.
+    """Write the lines into a file, whole or not at all, or to stdout; masks into an .npz file.
 
     Raises:
         DataError: the file cannot be written.
@@ -192,10 +222,17 @@ def write_predictions(found: Predicted, out: Path | None) -> None:
     if out is None:
         found.write(sys.stdout)
         return
-    text = io.StringIO()
-    found.write(text)
+    masks = found.masks()
+    if masks is not None and out.suffix == ".npz":
+        packed = io.BytesIO()
+        np.savez_compressed(packed, masks=masks)
+        content = packed.getvalue()
+    else:
+        text = io.StringIO()
+        found.write(text)
+        content = text.getvalue().encode()
     try:
-        write_durably(out, text.getvalue().encode())
+        write_durably(out, content)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from error
 

@@ -31,7 +31,7 @@ from shared_models.ring import planned_attempts
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State, moment_names
 from shared_models.study import Study
-from shared_models.tasks import target_of
+from shared_models.subgroups import count_cells, count_noised_cells
 
 # (purpose, round, step) -> 32 bytes; mode distributed has one step a round, and gives the attempt
 # in its place. A deployment ignores the arguments and asks the system.
@@ -188,11 +188,11 @@ class Site:
     def _evaluate(self, state: State, number: int, attempt: int) -> Contribution:
         self._debit("evaluate", number, attempt)
         held = self._records().held
-        target, noise, truth = target_of(self._study), self._cells, held.targets.numpy()
+        study, noise, truth = self._study, self._cells, held.targets.numpy()
         predicted = self._trainer.predict(state, held.inputs)
         if noise is None:
-            return Contribution(NO_VALUES, target.count_cells(truth, predicted))
-        cells = target.count_noised_cells(truth, predicted, held.patients, noise.step)
+            return Contribution(NO_VALUES, count_cells(study, truth, predicted, held.groups))
+        cells = count_noised_cells(study, truth, predicted, held.patients, held.groups, noise.step)
         key = self._entropy("cells", number, attempt if isinstance(self._encoding, Ring) else 0)
         return Contribution(NO_VALUES, noise.encode(cells, Stream(key)))
 

@@ -16,6 +16,7 @@ from client.site import Split
 from client.training import Tensors
 from shared_models.sections import DistributedPrivacy
 from shared_models.study import Study
+from shared_models.subgroups import groups_of
 
 Rows = npt.NDArray[np.int64]
 
@@ -100,6 +101,7 @@ def _tensors(study: Study, records: Records, rows: Rows) -> Tensors:
     units = None
     if by_patient(study) and records.patients is not None:
         units = np.unique(records.patients[rows], return_inverse=True)[1].astype(np.int64)
-    return Tensors(
-        torch.from_numpy(records.inputs[rows]), torch.from_numpy(records.targets[rows]), units
-    )
+    inputs, targets = (torch.from_numpy(one[rows]) for one in (records.inputs, records.targets))
+    asked = study.evaluation.subgroups
+    groups = None if asked is None else groups_of(study, records.public[asked.column][rows])
+    return Tensors(inputs, targets, units, groups)

@@ -53,8 +53,8 @@ def take_home(
     study = member.study
     said = description(study, promise)
     said["computed_here"] = computed
-    released = {name: figure.model_dump() for name, figure in notice.released.items()}
-    ending = Ending(notice.reason, notice.plan, final.round, 0, released)
+    told = notice.model_dump()
+    ending = Ending(notice.reason, notice.plan, final.round, 0, told["released"], told["subgroups"])
     text = card(study, roster, ending, promise, _COVERS, signed=False, computed=computed)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

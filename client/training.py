@@ -15,6 +15,7 @@ from client.traced import Gradient, gradient_by_autograd, traced_gradient
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.sampling import poisson_sample
 from privacy.stream import Stream
+from shared_models.inputs import records_at_once
 from shared_models.registry import build_network
 from shared_models.sections import NoPrivacy
 from shared_models.strategies import State
@@ -23,7 +24,6 @@ from shared_models.tasks import target_of
 from shared_models.weights import Vector32, flatten_in_place, views
 
 BATCH_SIZE = 32  # of mode none when the study names local_steps without a batch size
-PREDICT_BATCH = 1024
 Keys = Callable[[str, int], bytes]  # (purpose, step) -> 32 bytes, used once
 
 
@@ -33,13 +33,15 @@ class Tensors:
 
     Attributes:
         inputs: (N, *shape).
-        targets: (N,), or (N, C).
+        targets: (N,), (N, C), or (N, *sizes) of a mask.
         patients: (N,) index of each record's patient, or None when a record is the unit.
+        groups: (N,) place of each record's group, or None in a study without groups.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     patients: npt.NDArray[np.int64] | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -165,13 +167,14 @@ class Trainer:
         """Return the predictions of the released model for (N, *shape) inputs.
 
         Returns:
-            (N, C) probabilities, or (N,) numbers in the units of the target.
+            (N, C) probabilities, or (N,) numbers in the units of the target, or as it says.
         """
         self._flat.copy_(torch.from_numpy(state.released().astype(np.float32)))
         self._network.eval()
         with torch.no_grad():
             pieces = [
-                self._network(part.to(self._device)) for part in torch.split(inputs, PREDICT_BATCH)
+                self._network(part.to(self._device))
+                for part in torch.split(inputs, records_at_once(inputs.shape[1:]))
             ]
         self._network.train()
         return self._target.predictions(torch.cat(pieces))

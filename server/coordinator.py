@@ -39,12 +39,12 @@ from server.masked import MaskedSum
 from server.metrics import MetricsFile
 from server.office import AUTHORITY_PATH, Authority, Office
 from server.rounds import Exchange, Opened, Order, Summation, awaits_evaluation, run_rounds
-from server.standing import HERE_S, Standing, read_checkpoint, released
+from server.standing import HERE_S, Standing, read_checkpoint, released, released_subgroups
 from server.store import ServerStore
 from shared_models import letters
 from shared_models.log_file import LogFile
 from shared_models.notice import KIND as ENDED
-from shared_models.notice import REASONS, Notice, write_notice
+from shared_models.notice import REASONS, Notice, notable, write_notice
 from shared_models.notice import Reason as End
 from shared_models.roster_file import RosterFile
 from shared_models.sizes import answer_bytes
@@ -241,7 +241,10 @@ class Coordinator:
                 "plan": page.plan,
                 "reason": page.ended,
                 "model": state_hash(state).hex(),
-                "released": released(now)[1],
+                "released": notable(released(now)[1]),
+                "subgroups": {
+                    group: told and notable(told) for group, told in released_subgroups(now).items()
+                },
             }
         )
         message = write_notice(identity, notice, state)

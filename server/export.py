@@ -18,7 +18,7 @@ from server.books import Page
 from server.checkpoint import Checkpoint
 from server.costs import Costs
 from server.folder import Folder
-from server.standing import read_checkpoint, released
+from server.standing import read_checkpoint, released, released_subgroups
 from shared_models.card import Ending, card
 from shared_models.durable import sync_folder, write_durably
 from shared_models.model_file import DESCRIPTION, MODEL, description, json_bytes, model_bytes
@@ -94,7 +94,14 @@ def _files(
         **promise,
     }
     number, figures = released(checkpoint)
-    ending = Ending(page.ended or "stopped", page.plan or "", state.round, number, figures)
+    ending = Ending(
+        page.ended or "stopped",
+        page.plan or "",
+        state.round,
+        number,
+        figures,
+        released_subgroups(checkpoint),
+    )
     text = card(study, roster, ending, promise, COVERS, signed=True)
     return {
         MODEL: model_bytes(study, state),

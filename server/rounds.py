@@ -15,6 +15,7 @@ from privacy.encoding import Integers
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
 from shared_models.lanes import training_loss
+from shared_models.metrics import Figure
 from shared_models.release import released_figures
 from shared_models.sections import NoPrivacy
 from shared_models.steps import after_sum, evaluation_due
@@ -235,11 +236,18 @@ def _is_left_out(now: Checkpoint) -> bool:
 
 def _released(study: Study, opened: Opened, sites: int) -> Row:
     try:
-        figures = released_figures(study, opened.lanes, len(opened.sites), sites)
+        told = released_figures(study, opened.lanes, len(opened.sites), sites)
     except ValueError as error:  # no sum of cells: the sites will not believe it either
         _LOG.warning("the evaluation's sum is spoilt: %s", error)
         return {"released": {}}
-    return {"released": {name: asdict(figure) for name, figure in figures.items()}}
+    row: dict[str, object] = {"released": _plain(told.figures)}
+    if told.subgroups:
+        row["subgroups"] = {name: one and _plain(one) for name, one in told.subgroups.items()}
+    return row
+
+
+def _plain(figures: Mapping[str, Figure]) -> dict[str, object]:
+    return {name: asdict(figure) for name, figure in figures.items()}
 
 
 def _stalled(study: Study, history: Sequence[Row]) -> bool:

@@ -59,6 +59,8 @@ class Standing:
     def document(self) -> dict[str, object]:
         """Return it as plain JSON."""
         number, figures = self.released
+        found = released_subgroups(self.checkpoint)
+        groups = {"subgroups": dict(found)} if found else {}
         states = {one.name: one.state for one in self.page.news()}
         known = {one.site: one for one in self.page.sites}
         return {
@@ -72,7 +74,7 @@ class Standing:
             "roster": None if self.page.roster is None else self.page.roster.version,
             "rounds": {"done": self.round, "planned": self.study.rounds},
             "attempts": {"spent": self.spent_attempts, "spare": self.study.spare_attempts},
-            "released": {"round": number, "metrics": dict(figures)} if figures else None,
+            "released": {"round": number, "metrics": dict(figures), **groups} if figures else None,
             "epsilon": self.page.epsilon,
             "sites": [
                 {
@@ -94,6 +96,15 @@ def released(checkpoint: Checkpoint | None) -> tuple[int, Mapping[str, Any]]:
         if isinstance(figures, Mapping) and figures:
             return int(str(row["round"])), figures
     return 0, {}
+
+
+def released_subgroups(checkpoint: Checkpoint | None) -> Mapping[str, Any]:
+    """Return the figures by group of the evaluation that `released` speaks of; None: too small."""
+    for row in reversed(() if checkpoint is None else checkpoint.history):
+        if row.get("released"):
+            groups = row.get("subgroups")
+            return groups if isinstance(groups, Mapping) else {}
+    return {}
 
 
 def read_standing(folder: Folder, page: Page, serving: bool) -> Standing:

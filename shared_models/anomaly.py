@@ -24,12 +24,12 @@ from shared_models.metrics import Figure
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
 from shared_models.screening import Blocks, auc, ranked
 from shared_models.sections import Autoencoder
-from shared_models.study import Study
 
 if TYPE_CHECKING:
     import torch
 
     from privacy.cell_noise import CellNoise
+    from shared_models.study import Study
 
 Array = npt.NDArray[Any]
 Answers = npt.NDArray[np.float64]
@@ -184,11 +184,25 @@ class Anomaly:
         return errors
 
 
-def anomaly(study: Study) -> Anomaly:
+def anomaly(study: "Study") -> Anomaly:
     """Return the target of a study of task anomaly."""
     code = study.model.code if isinstance(study.model, Autoencoder) else 1
     level = any(isinstance(column, ImageColumn) for column in study.data.inputs.values())
     return Anomaly(code, level)
+
+
+def anomaly_fits(study: "Study") -> None:
+    """Check that the study says what is not normal.
+
+    Raises:
+        ValueError: it does not.
+    """
+    targets = study.data.targets
+    if len(targets) > 1 or not study.data.positive:  # which only one category has
+        raise ValueError(
+            "data.positive: missing, expected with task = 'anomaly': the values of the target "
+            "that are not normal, which nothing is learnt from"
+        )
 
 
 def _level(pictures: Answers) -> Answers:

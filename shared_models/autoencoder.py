@@ -48,7 +48,7 @@ def build_autoencoder(section: sections.Autoencoder, spec: InputSpec, outputs: i
     """
     if spec.kind == "tokens" or outputs != 1:
         raise StudyError("model.name: 'autoencoder' expected numbers as input, found tokens")
-    level = spec.kind == "image"
+    level = spec.kind in {"image", "volume"}
     return Autoencoder(math.prod(spec.shape), section.hidden, section.code, level=level)
 
 

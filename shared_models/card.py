@@ -4,7 +4,7 @@ Both ends write the same one, each from the debits that it can vouch for. It com
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Ending:
         rounds: that were done.
         evaluated: the round of the last evaluation that was opened, if it is known; else 0.
         released: its figures by name; none when nothing was opened.
+        subgroups: the same by group; None of a group too small to be told.
     """
 
     reason: Reason
@@ -37,6 +38,7 @@ class Ending:
     rounds: int
     evaluated: int
     released: Mapping[str, Mapping[str, Any]]
+    subgroups: Mapping[str, Mapping[str, Mapping[str, Any]] | None] = field(default_factory=dict)
 
 
 def card(
@@ -94,6 +96,11 @@ def card(
         columns=[(name, *_column(column)) for name, column in study.data.columns.items()],
         evaluated=ending.evaluated,
         metrics=[_metric(name, one) for name, one in ending.released.items()],
+        asked=study.evaluation.subgroups,
+        groups=[
+            (group, None if told is None else [_metric(name, one) for name, one in told.items()])
+            for group, told in ending.subgroups.items()
+        ],
         sharing=wording.sharing(results),
         evaluation=wording.evaluation_words(promise),
         privacy=promise,

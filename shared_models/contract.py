@@ -115,19 +115,47 @@ class SeriesColumn(Column):
 
 
 class ImageColumn(Column):
-    """A picture of fixed size; [low, high] becomes [0, 1] per pixel."""
+    """A picture, or with a depth a volume, of fixed size; [low, high] becomes [0, 1] per point."""
 
     kind: Literal["image"]
+    depth: int | None = Field(None, ge=1, le=4096)  # slices of a volume
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
     channels: int = Field(1, ge=1, le=16)
     low: float = 0.0
     high: float = 255.0
+    missing: Literal["refuse", "constant"] = "refuse"  # NPZ: NaN all over; constant: as if all low
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not self.low < self.high:
             raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(H, W) of a picture, (D, H, W) of a volume."""
+        flat = (self.height, self.width)
+        return flat if self.depth is None else (self.depth, *flat)
+
+
+class MaskColumn(Column):
+    """Which structure each point of the study's image is of; the first value is the background."""
+
+    kind: Literal["mask"]
+    values: tuple[str, ...] = Field(min_length=2, max_length=64)
+    levels: tuple[Annotated[int, Field(ge=0, le=65_535)], ...] = ()  # of values in files: 0, 1, ...
+    spacing: tuple[Annotated[float, Field(gt=0)], ...] = ()  # of points along each axis: 1, ...
+    unit: str | None = None  # of the spacing; None: points
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.values)) < len(self.values) or "" in self.values:
+            raise ValueError("expected values that are not empty, without repetition")
+        if self.levels and (
+            len(set(self.levels)) < len(self.levels) or len(self.levels) != len(self.values)
+        ):
+            raise ValueError(f"expected {len(self.values)} levels, one a value, no two alike")
         return self
 
 
@@ -169,6 +197,7 @@ AnyColumn = Annotated[
     | IdColumn
     | SeriesColumn
     | ImageColumn
+    | MaskColumn
     | LettersColumn
     | WordsColumn
     | MoleculeColumn,
@@ -183,7 +212,7 @@ class Data(Section):
     columns: dict[str, AnyColumn] = Field(min_length=1)
     positive: tuple[str, ...] = ()  # values of the target that count as "yes": makes it binary
     patient: str | None = None
-    format: Literal["csv", "tsv", "jsonl", "npz", "png"] | None = None  # default: by file name
+    format: Literal["csv", "tsv", "jsonl", "npz", "png", "nifti"] | None = None  # by file name
     files: str | None = None  # which files of the folder, e.g. "processed.*.data"
     header: bool = True  # False: the columns in the order of the study
     missing: tuple[str, ...] = ("",)  # marks of a missing value in text files
@@ -215,6 +244,12 @@ class Data(Section):
     def targets(self) -> tuple[str, ...]:
         """The names of the target's columns: one, or as many as the task asks for."""
         return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def image(self) -> ImageColumn:
+        """The one image that the network sees, where the task has one."""
+        (found,) = (one for one in self.inputs.values() if isinstance(one, ImageColumn))
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from shared_models.sections import NoPrivacy
 from shared_models.study import Study, is_exact
+from shared_models.subgroups import lane_names
 from shared_models.tasks import target_of
 
 Lanes = npt.NDArray[np.int64]
@@ -28,7 +29,8 @@ def train_lanes(study: Study) -> tuple[str, ...]:
 def evaluate_lanes(study: Study) -> tuple[str, ...]:
     """Return the names of an evaluation's lanes: fewer where each carries noise."""
     target = target_of(study)
-    return target.cell_names() if is_exact(study) else target.noised_cell_names()
+    names = target.cell_names() if is_exact(study) else target.noised_cell_names()
+    return lane_names(study, names)
 
 
 def site_weight(study: Study, site: str, records: int) -> float:

@@ -55,7 +55,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "regression": ("mae", "rmse", "loss"),
 }
 HEADLINE: dict[Kind, str] = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
-LOWER_IS_BETTER = frozenset({"brier", "loss", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"brier", "loss", "mae", "rmse", "surface_distance"})
 
 # One ranking: is each record positive, how high does it score, how many such records.
 Ranking = tuple[npt.NDArray[np.bool_], Numbers, Numbers]

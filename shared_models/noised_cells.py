@@ -215,8 +215,8 @@ def _number_metrics(counts: Numbers, deviation: float, width: float) -> dict[str
     plain = number_figures(np.clip([error, square, square], 0.0, 1.0), units)
     # Var(A / U) = Var(A) (1 + (A / U)^2) / U^2, to first order, with the same noise on both.
     noises = [deviation * math.hypot(1.0, ratio) / units for ratio in (error, square)]
-    mae = _widened(plain["mae"], _Z * noises[0], 1.0)
-    loss = _widened(plain["loss"], _Z * noises[1], 1.0)
+    mae = widened(plain["mae"], _Z * noises[0], 1.0)
+    loss = widened(plain["loss"], _Z * noises[1], 1.0)
     roots = [None if x is None else math.sqrt(x) * width for x in (loss.value, loss.low, loss.high)]
     return {
         "mae": _scaled(mae, width),
@@ -263,10 +263,10 @@ def _corrected(figure: Figure, others: Sequence[float | None]) -> Figure:
         None if high is None else high + shift,
         figure.n,
     )
-    return _widened(shifted, _Z * float(np.std(moved, ddof=1)), ceiling)
+    return widened(shifted, _Z * float(np.std(moved, ddof=1)), ceiling)
 
 
-def _widened(figure: Figure, noise: float, ceiling: float) -> Figure:
+def widened(figure: Figure, noise: float, ceiling: float) -> Figure:
     """Return a figure whose limits, within 0 and ``ceiling``, also bear a reach of noise."""
     if figure.value is None:
         return figure

@@ -6,7 +6,9 @@ it computed itself; what it does when it has none is its own to decide. It opens
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -14,9 +16,10 @@ from privacy.errors import ProtocolError
 from privacy.keys import SIGNATURE_BYTES, Identity, verify
 from shared_models.contract import Section
 from shared_models.letters import Digest
+from shared_models.study import GROUPS_MAX
 
 KIND = "ended"  # of the message that carries it
-NOTICE_BYTES_MAX = 1 << 16  # without the state
+NOTICE_BYTES_MAX = 1 << 20  # without the state: 17 times 64 figures of 600 bytes and less
 _HEADER = b"fedward notice"  # no letter, no roster, no head and no message of FSA1 begins so
 _LENGTH_BYTES = 4
 
@@ -37,7 +40,10 @@ class ReleasedFigure(Section):
     n: int
 
 
-Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+FIGURES_MAX, NAME_MAX = 64, 80
+# A study's columns are in some names, auc_NR-AR: any text that is one line.
+Metric = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=NAME_MAX)]
+Released = Annotated[dict[Metric, ReleasedFigure], Field(max_length=FIGURES_MAX)]
 
 
 class Notice(Section):
@@ -48,12 +54,20 @@ class Notice(Section):
         reason: one of `REASONS`; what "stopped" a study is in the server's log.
         model: SHA-256 of the final state's bytes, as `shared_models.strategies.state_hash`.
         released: the figures of the last evaluation that was opened; none when there was none.
+        subgroups: the same by group; None of a group too small to be told.
     """
 
     plan: Digest
     reason: Reason
     model: Digest
-    released: dict[Metric, ReleasedFigure] = Field(max_length=64)
+    released: Released
+    subgroups: dict[str, Released | None] = Field(default_factory=dict, max_length=GROUPS_MAX)
+
+
+def notable(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that a notice has room for: the first ones, whose names are one line."""
+    fit = {name: one for name, one in figures.items() if len(name) <= NAME_MAX and _line(name)}
+    return dict(islice(fit.items(), FIGURES_MAX))
 
 
 def write_notice(identity: Identity, notice: Notice, state: bytes) -> bytes:
@@ -100,6 +114,10 @@ def read_notice(data: bytes, server: bytes, plan: bytes) -> tuple[Notice, bytes]
     if hashlib.sha256(state).hexdigest() != notice.model:
         raise ProtocolError("expected the state that the notice names, got another")
     return notice, state
+
+
+def _line(text: str) -> bool:
+    return bool(text) and not any(ord(one) < 32 or 127 <= ord(one) < 160 for one in text)
 
 
 def _canonical(notice: Notice) -> bytes:

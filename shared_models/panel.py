@@ -22,12 +22,12 @@ from shared_models.metrics import Figure
 from shared_models.noised_cells import EDGES as FEW
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
 from shared_models.screening import Blocks, auc, bedroc, enrichment, mean_of, ranked
-from shared_models.study import Study
 
 if TYPE_CHECKING:
     import torch
 
     from privacy.cell_noise import CellNoise
+    from shared_models.study import Study
 
 Array = npt.NDArray[Any]
 Answers = npt.NDArray[np.float64]
@@ -245,7 +245,7 @@ class Panel:
         }
 
 
-def panel(study: Study) -> Panel:
+def panel(study: "Study") -> Panel:
     """Return the target of a study with several answers."""
     return Panel(study.data.targets)
 

@@ -1,5 +1,7 @@
 """Recurrent networks (LSTM, GRU, plain RNN) over a series or tokens; the last output decides.
 
+Or every output answers for its own step, from what came before: layers read forward alone.
+
 Nothing but nn.LSTM, nn.GRU or nn.RNN of one layer each, batch first, of which only the output
 sequence is read: per-record gradients of private training are known for exactly those.
 """
@@ -33,8 +35,19 @@ class Recurrent(nn.Module):
         vocabulary: int = 0,
         hidden: tuple[int, ...] = (128, 64),
         dropout: float = 0.0,
+        each_step: bool = False,
     ) -> None:
-        """Make the layers. ``features`` F of a series; with a ``vocabulary``, of the embedding."""
+        """Make the layers.
+
+        Args:
+            cell: of every layer.
+            outputs: K, of the last step; of a network that answers each step, one.
+            features: F of a series; with a ``vocabulary``, of the embedding.
+            vocabulary: number of token ids, padding included; 0 for a series.
+            hidden: width of each layer.
+            dropout: after each layer.
+            each_step: answer every step of a series.
+        """
         super().__init__()
         # No padding_idx: row 0 gets gradients of its own like any other, in every training mode.
         self.embedding = nn.Embedding(vocabulary, features) if vocabulary else None
@@ -45,9 +58,13 @@ class Recurrent(nn.Module):
         )
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.out = nn.Linear(widths[-1], outputs)
+        self.each_step = each_step
 
     def forward(self, records: torch.Tensor) -> torch.Tensor:
-        """Return (B, outputs) logits of (B, T, F) float32 series or (B, T) int64 tokens."""
+        """Return (B, outputs) logits of (B, T, F) float32 series or (B, T) int64 tokens.
+
+        (B, T) where each step is answered.
+        """
         present = None  # a series has a value at every step: its missing ones were filled
         sequence = records
         if self.embedding is not None:
@@ -56,6 +73,9 @@ class Recurrent(nn.Module):
         for layer in self.layers:
             sequence, _ = layer(sequence)  # (B, T, F) -> (B, T, 128) -> (B, T, 64)
             sequence = self.dropout(sequence)
+        if self.each_step:
+            steps: torch.Tensor = self.out(sequence).squeeze(2)  # (B, T, 64) -> (B, T, 1) -> (B, T)
+            return steps
         logits: torch.Tensor = self.out(last_step(sequence, present))  # (B, 64) -> (B, outputs)
         return logits
 
@@ -91,4 +111,27 @@ def build_recurrent(section: sections.Recurrent, spec: InputSpec, outputs: int) 
     features = spec.shape[1] if spec.kind == "series" else section.embedding
     return Recurrent(
         section.name, outputs, features, spec.vocabulary, section.hidden, section.dropout
+    )
+
+
+def build_prefixes(section: sections.Recurrent, spec: InputSpec, outputs: int) -> Recurrent:
+    """Build the network that answers each step of a series of ``spec`` from those up to it.
+
+    Raises:
+        StudyError: the records are no series.
+        ValueError: ``outputs`` is not the number of steps.
+    """
+    if spec.kind != "series":
+        raise StudyError(
+            f"model.name: {section.name!r} expected a series as input, found {spec.kind}"
+        )
+    if outputs != spec.shape[0]:
+        raise ValueError(f"expected an output a step ({spec.shape[0]}), got {outputs}")
+    return Recurrent(
+        section.name,
+        1,
+        spec.shape[1],
+        hidden=section.hidden,
+        dropout=section.dropout,
+        each_step=True,
     )

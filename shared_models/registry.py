@@ -12,11 +12,13 @@ from privacy.errors import StudyError
 from shared_models.attention import build_attention
 from shared_models.autoencoder import build_autoencoder
 from shared_models.cnn import build_cnn
+from shared_models.fusion import build_fusion
 from shared_models.inputs import input_spec
 from shared_models.mlp import build_mlp
-from shared_models.recurrent import build_recurrent
+from shared_models.recurrent import build_prefixes, build_recurrent
 from shared_models.study import Study
 from shared_models.tasks import TASKS, target_of
+from shared_models.unet import build_unet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
@@ -26,8 +28,13 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "rnn": build_recurrent,
     "attention": build_attention,
     "autoencoder": build_autoencoder,
+    "unet": build_unet,
+    "fusion": build_fusion,
 }
 """Name -> builder(section of the study, InputSpec, number of outputs) -> network."""
+
+FORWARD: dict[str, Callable[..., nn.Module]] = dict.fromkeys(("lstm", "gru", "rnn"), build_prefixes)
+"""Those of task warning: none may see an hour before it has come."""
 
 
 def build_network(study: Study, seed: int = 0) -> nn.Module:
@@ -53,7 +60,8 @@ def build_network(study: Study, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # The CPU generator alone: torch.manual_seed would reseed accelerators too, for good.
         torch.default_generator.manual_seed(seed)
-        return NETWORKS[study.model.name](study.model, spec, target_of(study).outputs)
+        networks = FORWARD if study.task == "warning" else NETWORKS
+        return networks[study.model.name](study.model, spec, target_of(study).outputs)
 
 
 def count_parameters(study: Study) -> int:

@@ -14,11 +14,15 @@ from privacy.cell_noise import CellNoise, fit_cells
 from privacy.errors import StudyError
 from privacy.ring_accounting import RESERVED, covers
 from shared_models.lanes import evaluate_lanes
-from shared_models.metrics import Figure
 from shared_models.ring import shares_of
 from shared_models.sections import DistributedPrivacy, NoPrivacy
 from shared_models.study import Study, is_exact
-from shared_models.tasks import target_of
+from shared_models.subgroups import (
+    Told,
+    cell_sensitivity,
+    figures_from_cells,
+    figures_from_noised_cells,
+)
 
 
 def planned_evaluations(study: Study) -> int:
@@ -64,17 +68,15 @@ def _noise(study: Study, sites: int) -> CellNoise:
         study.evaluation.epsilon,
         privacy.delta,
         planned_evaluations(study),
-        target_of(study).cell_sensitivity,
+        cell_sensitivity(study),
         len(evaluate_lanes(study)),
         sites,
         shares_of(study, sites).carriers if distributed else 1,
     )
 
 
-def released_figures(
-    study: Study, lanes: npt.NDArray[np.int64], shares: int, sites: int
-) -> dict[str, Figure]:
-    """Return the metrics of an opened evaluation.
+def released_figures(study: Study, lanes: npt.NDArray[np.int64], shares: int, sites: int) -> Told:
+    """Return the metrics of an opened evaluation, of all records and of groups of them.
 
     Args:
         study: as run.
@@ -85,7 +87,7 @@ def released_figures(
     Raises:
         ValueError: the lanes are no sum of cells.
     """
-    target, noise = target_of(study), cell_noise(study, sites)
+    noise = cell_noise(study, sites)
     if noise is None:
-        return target.figures_from_cells(lanes)
-    return target.figures_from_noised_cells(lanes, noise, shares)
+        return figures_from_cells(study, lanes)
+    return figures_from_noised_cells(study, lanes, noise, shares)

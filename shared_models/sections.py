@@ -81,7 +81,30 @@ class Autoencoder(Section):
     code: int = Field(16, ge=1, le=65_536)
 
 
-Model = Annotated[Mlp | Cnn | Recurrent | Attention | Autoencoder, Field(discriminator="name")]
+class Unet(Section):
+    """A U-Net: a structure for each point of a picture or volume, seen at several sizes."""
+
+    name: Literal["unet"]
+    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((16, 32, 64), min_length=2)
+
+
+class Fusion(Section):
+    """A network for each kind of input, and a linear layer over what they make of it."""
+
+    name: Literal["fusion"]
+    parts: tuple[Literal["static", "series", "image"], ...] = ()  # those that are read; (): all
+    width: int = Field(32, ge=1)  # numbers that a part becomes
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (32,)  # of static values
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"  # of the series
+    recurrent: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((64,), min_length=1)
+    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((16, 32), min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    outputs: Literal[1, 2] = 1
+
+
+Model = Annotated[
+    Mlp | Cnn | Recurrent | Attention | Autoencoder | Unet | Fusion, Field(discriminator="name")
+]
 
 
 class Augment(Section):
@@ -190,6 +213,13 @@ class Aggregation(Section):
         return self
 
 
+class Subgroups(Section):
+    """Groups of held-out records whose figures are told beside those of all."""
+
+    column: str  # a category: each of its values is a group
+    smallest: int = Field(20, ge=1)  # of a group with fewer records nothing is told
+
+
 class Evaluation(Section):
     """Which records are held out, how often they are looked at, and what is told of them."""
 
@@ -201,6 +231,7 @@ class Evaluation(Section):
     patience: int | None = Field(None, ge=1)  # evaluations without a lower loss before stopping
     release: Literal["noised", "exact"] = "noised"
     epsilon: float = Field(1.0, gt=0)
+    subgroups: Subgroups | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -226,6 +257,29 @@ class Survival(Section):
                 raise ValueError(f"expected {name} that rise")
         if not set(self.horizons) <= set(self.edges):
             raise ValueError("expected horizons that are among the edges")
+        return self
+
+
+class Forecast(Section):
+    """What a forecast of a series' next value is compared with, besides other networks."""
+
+    of: str  # the variable whose next value is the target: its last one is the simplest forecast
+    slot: str  # a category input, such as the meal: the mean of its records is the next simplest
+
+
+class EarlyWarning(Section):
+    """Which hours of a series are judged, and which false alarms are borne; a step is an hour."""
+
+    hours: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=24)
+    at: int  # the hour of the main figure
+    false_alarms: float = Field(gt=0, lt=1)  # share of records without the event that may alarm
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if any(not a < b for a, b in pairwise(self.hours)):
+            raise ValueError("expected hours that rise")
+        if self.at not in self.hours:
+            raise ValueError(f"expected at among the hours, found {self.at}")
         return self
 
 

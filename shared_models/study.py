@@ -8,18 +8,27 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from privacy.errors import StudyError
-from shared_models.contract import CategoryColumn, Data, NumberColumn, Section
+from shared_models.contract import (
+    CategoryColumn,
+    Data,
+    MaskColumn,
+    NumberColumn,
+    Section,
+    SeriesColumn,
+)
 from shared_models.sections import (
     MASKED_SITES_MAX,
     SPARE_MAX,
     Aggregation,
     DistributedPrivacy,
+    EarlyWarning,
     Evaluation,
+    Forecast,
     Model,
     NoPrivacy,
     Privacy,
@@ -27,15 +36,18 @@ from shared_models.sections import (
     Survival,
     Training,
 )
+from shared_models.tasks import TASKS, TaskName
 
 STUDY_BYTES_MAX = 1 << 20
+GROUPS_MAX = 16  # of held-out records: each has cells of its own
+MISSING_GROUP = "missing"  # records that lack the column's value
 
 
 class Study(Section):
     """The whole document. Equal studies have equal digests, whatever their file looks like."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Literal["tabular", "image", "series", "sequence", "survival", "molecule", "anomaly"]
+    task: TaskName
     rounds: int = Field(ge=1, le=1_000_000)
     data: Data
     model: Model
@@ -45,12 +57,16 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
     survival: Survival | None = None  # of task survival
+    forecast: Forecast | None = None  # of task series and a number
+    warning: EarlyWarning | None = None  # of task warning
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
         self._target_fits()
+        self._forecast_fits()
         self._training_fits()
         self._privacy_fits()
+        self._subgroups_fit()
         aggregation, simulation = self.aggregation, self.simulation
         plain_sgd = self.training.optimizer == "sgd" and not self.training.momentum
         if aggregation.strategy == "scaffold" and not plain_sgd:
@@ -89,45 +105,28 @@ class Study(Section):
     def _target_fits(self) -> None:
         if (self.survival is not None) != (self.task == "survival"):
             raise ValueError("survival: expected with task = 'survival', and only then")
-        if self.survival is not None:
-            self._survival_fits(self.survival)
-            return
-        targets = [self.data.columns[name] for name in self.data.targets]
-        panel = all(isinstance(one, CategoryColumn) and len(one.values) == 2 for one in targets)
-        if not isinstance(targets[0], NumberColumn | CategoryColumn) or len(targets) > 1 > panel:
-            raise ValueError(
-                "data.target: expected one number or category column, or several categories of "
-                f"two values (no, then yes), found {self.data.target!r}"
-            )
-        if self.task == "anomaly" and not self.data.positive:
-            raise ValueError(
-                "data.positive: missing, expected with task = 'anomaly': the values of the target "
-                "that are not normal, which nothing is learnt from"
-            )
+        if (self.warning is not None) != (self.task == "warning"):
+            raise ValueError("warning: expected with task = 'warning', and only then")
+        masks = [name for name, one in self.data.columns.items() if isinstance(one, MaskColumn)]
+        if masks and self.task != "segmentation":
+            raise ValueError(f"data.columns.{masks[0]}: expected with task = 'segmentation'")
+        TASKS[self.task].fits(self)
 
-    def _survival_fits(self, survival: Survival) -> None:
-        names = self.data.targets
-        time, event = (self.data.columns[name] for name in names[:2]) if len(names) > 1 else (0, 0)
-        if (
-            len(names) != 2
-            or not (isinstance(time, NumberColumn) and time.missing == "refuse")
-            or not (isinstance(event, CategoryColumn) and event.missing == "refuse")
-            or len(event.values) != 2
-        ):
+    def _forecast_fits(self) -> None:
+        if self.forecast is None:
+            return
+        number = isinstance(self.data.columns[self.data.targets[0]], NumberColumn)
+        if self.task != "series" or not number:
+            raise ValueError("forecast: expected with task = 'series' and a number to be predicted")
+        inputs = self.data.inputs
+        series = [one for one in inputs.values() if isinstance(one, SeriesColumn)]
+        if not any(self.forecast.of in one.variables for one in series):
             raise ValueError(
-                "data.target: expected two columns without missing values with task = 'survival', "
-                "a time (number) and whether the event happened (category: no, then yes), "
-                f"found {self.data.target!r}"
+                f"forecast.of: expected a variable of the series, found {self.forecast.of!r}"
             )
-        if not time.low < survival.edges[0] or not survival.edges[-1] <= time.high:
+        if not isinstance(inputs.get(self.forecast.slot), CategoryColumn):
             raise ValueError(
-                f"survival.edges: expected times above {time.low:g}, up to {time.high:g}, the "
-                f"range of {names[0]!r}"
-            )
-        if survival.loss == "cox" and self.privacy.mode != "none":
-            raise ValueError(
-                "survival.loss: 'cox' compares records with each other, so that no record has a "
-                f"loss of its own: expected 'hazards' with privacy.mode = {self.privacy.mode!r}"
+                f"forecast.slot: expected an input of kind category, found {self.forecast.slot!r}"
             )
 
     def _training_fits(self) -> None:
@@ -178,6 +177,23 @@ class Study(Section):
                 f"privacy.delta: expected below one in {units:.0f}, the {self.privacy.unit}s that "
                 "sampling_rate, expected_batch, min_sites and records_max speak of, found "
                 f"{self.privacy.delta}"
+            )
+
+    def _subgroups_fit(self) -> None:
+        asked = self.evaluation.subgroups
+        if asked is None:
+            return
+        column = self.data.columns.get(asked.column)
+        if not isinstance(column, CategoryColumn) or asked.column in self.data.targets:
+            raise ValueError(
+                "evaluation.subgroups.column: expected a category that is no target, found "
+                f"{asked.column!r}"
+            )
+        count = len(column.values) + (column.missing != "refuse")
+        if not 2 <= count <= GROUPS_MAX or MISSING_GROUP in column.values:
+            raise ValueError(
+                f"evaluation.subgroups.column: expected 2 to {GROUPS_MAX} groups, none of them "
+                f"called {MISSING_GROUP!r}, found {count} of {asked.column!r}"
             )
 
     def _public_units(self) -> float:

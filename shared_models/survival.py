@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared_models.cells import CLASS_SCALE, LOSS_MAX, check_finite
-from shared_models.contract import NumberColumn
+from shared_models.contract import CategoryColumn, NumberColumn
 from shared_models.intervals import mean_limits
 from shared_models.lifetimes import (
     Concordance,
@@ -36,12 +36,12 @@ from shared_models.lifetimes import (
 )
 from shared_models.metrics import Figure
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
-from shared_models.study import Study
 
 if TYPE_CHECKING:
     import torch
 
     from privacy.cell_noise import CellNoise
+    from shared_models.study import Study
 
 Array = npt.NDArray[Any]
 Answers = npt.NDArray[np.float64]
@@ -345,7 +345,7 @@ class Lifetime:
         return figures
 
 
-def survival(study: Study) -> Lifetime:
+def survival(study: "Study") -> Lifetime:
     """Return the target of a study of task survival."""
     column, section = study.data.columns[study.data.targets[0]], study.survival
     if section is None or not isinstance(column, NumberColumn):
@@ -356,6 +356,39 @@ def survival(study: Study) -> Lifetime:
         for times in (section.edges, section.horizons)
     )
     return Lifetime(float(np.float32(column.low)), edges, horizons, section.loss == "cox")
+
+
+def survival_fits(study: "Study") -> None:
+    """Check the two columns of the target, and what `survival` says of them.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    names, columns, section = study.data.targets, study.data.columns, study.survival
+    time, event = (columns[name] for name in names[:2]) if len(names) > 1 else (0, 0)
+    if (
+        len(names) != 2
+        or not (isinstance(time, NumberColumn) and time.missing == "refuse")
+        or not (isinstance(event, CategoryColumn) and event.missing == "refuse")
+        or len(event.values) != 2
+    ):
+        raise ValueError(
+            "data.target: expected two columns without missing values with task = 'survival', "
+            "a time (number) and whether the event happened (category: no, then yes), "
+            f"found {study.data.target!r}"
+        )
+    if section is None:
+        raise ValueError("survival: expected with task = 'survival'")
+    if not time.low < section.edges[0] or not section.edges[-1] <= time.high:
+        raise ValueError(
+            f"survival.edges: expected times above {time.low:g}, up to {time.high:g}, the "
+            f"range of {names[0]!r}"
+        )
+    if section.loss == "cox" and study.privacy.mode != "none":
+        raise ValueError(
+            "survival.loss: 'cox' compares records with each other, so that no record has a "
+            f"loss of its own: expected 'hazards' with privacy.mode = {study.privacy.mode!r}"
+        )
 
 
 def _partial_likelihood(risk: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":

@@ -25,9 +25,20 @@ LABELS = {
     "mae": ("Mean absolute error", "in the unit of the target; lower is better"),
     "rmse": ("Root mean squared error", "in the unit of the target; lower is better"),
     "sensitivity_95": ("Sensitivity at 95 %", "share found where 5 % of normal records alarm"),
+    "false_alarms": ("False alarms", "of those without the event, the share that alarms at all"),
+    "alarms_a_day": ("Alarms a day", "alarms that begin, of one record in a day"),
+    "lead_hours": ("Lead time", "hours from first alarm to event, median of those found"),
     "ef1": ("Enrichment at 1 %", "positives among the top 1 % over those of a random choice"),
     "bedroc": ("BEDROC", "early recognition, alpha 20: 1 when all positives come first"),
     "c_index": ("C-index", "chance that of two records the one at higher risk has the event first"),
+    "dice": ("Dice", "overlap of found and true structure, 2 shared / (found + true), a record"),
+    "iou": ("IoU", "overlap of found and true structure, shared / either, mean of the records"),
+    "dice_points": ("Dice of all points", "the points of all records counted as one record's"),
+    "iou_points": ("IoU of all points", "the points of all records counted as one record's"),
+    "surface_distance": (
+        "Surface distance",
+        "mean way between found and true outline; the diagonal where one is missing",
+    ),
     "loss": ("Loss", "log loss in nats, or mean squared error; lower is better"),
 }
 MODELS = {
@@ -37,7 +48,9 @@ MODELS = {
     "gru": "a GRU network",
     "rnn": "a recurrent network",
     "autoencoder": "an autoencoder",
+    "fusion": "a network of several parts",
     "attention": "a self-attention network",
+    "unet": "a U-Net",
 }
 Verdict = Literal["protected", "partly", "not protected"]
 

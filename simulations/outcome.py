@@ -20,6 +20,7 @@ from privacy.ledger import Ledger
 from privacy.ring import Ring
 from server.checkpoint import Checkpoint
 from server.metrics import MetricsFile, read_metrics, write_rows
+from shared_models import subgroups
 from shared_models.cells import Targets
 from shared_models.durable import write_durably
 from shared_models.guarantee import cost, guarantee
@@ -45,6 +46,7 @@ class Outcome:
         targets: (H,) of the pooled hold-out.
         predictions: (H, C) probabilities or (H,) numbers.
         site_index: (H,) which site each held-out record is of.
+        groups: (H,) place of each held-out record's group; None in a study without groups.
         baselines: figures of the models without federation, or None.
         spent: what the sites' ledgers say, the largest over sites; None in mode none.
         traffic: bytes of all messages.
@@ -62,6 +64,7 @@ class Outcome:
     targets: Targets
     predictions: npt.NDArray[np.float64]
     site_index: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64] | None
     baselines: dict[str, dict[str, Figure]] | None
     spent: Spent | None
     traffic: Traffic
@@ -98,6 +101,7 @@ class Outcome:
             "metrics": _figures(self.figures()),
             "metrics_note": "exact figures on the pooled hold-out, which only a simulation knows",
             "released": last.get("released"),
+            "subgroups": self._subgroups(last.get("subgroups")),
             "sites_metrics": self._sites_metrics(),
             "baselines": self.baselines
             and {name: _figures(figures) for name, figures in self.baselines.items()},
@@ -113,6 +117,19 @@ class Outcome:
                 "bytes_up": self.traffic.bytes_up,
                 "bytes_down": self.traffic.bytes_down,
             },
+        }
+
+    def _subgroups(self, released: object) -> Document | None:
+        """Return the figures by group; null of a group too small to be told."""
+        asked = self.study.evaluation.subgroups
+        if asked is None:
+            return None
+        exact = subgroups.exact_figures(self.study, self.targets, self.predictions, self.groups)
+        return {
+            "column": asked.column,
+            "smallest": asked.smallest,
+            "metrics": {name: found and _figures(found) for name, found in exact.items()},
+            "released": released,
         }
 
     def _sites_metrics(self) -> Document:

@@ -22,6 +22,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#332288", "#66
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT = "#1f2933", "#d9dee4"
 ROC_CLASSES_MAX = 8
+STRUCTURES_MAX = 8
 
 Rows = Sequence[Mapping[str, Any]]
 Json = Mapping[str, Any]
@@ -84,6 +85,18 @@ def roc_svg(rocs: Rows) -> str:
         return _svg(figure, "roc", f"ROC curve; area under it: {areas}")
 
 
+def hours_svg(areas: Sequence[Sequence[float]]) -> str:
+    """Draw the area under the ROC curve of what was known after each hour, pairs (hour, area)."""
+    with _style():
+        figure, axes = _canvas(4.4, 4.2)
+        hours, values = zip(*areas, strict=True)
+        axes.plot(hours, values, color=BLUE)
+        axes.set_xlabel("Hours known")
+        axes.set_ylabel("AUC")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "hours", f"AUC by hours known, {_trend(values)}")
+
+
 def calibration_svg(bins: Rows) -> str:
     """Draw observed rate against predicted probability, with 95 % limits, and how many records."""
     with _style():
@@ -140,6 +153,27 @@ def survival_svg(groups: Rows, unit: str) -> str:
         return _svg(
             figure, "survival", f"Share without the event by predicted risk, at last: {ends}"
         )
+
+
+def dice_svg(dice: Json) -> str:
+    """Draw how many records have which Dice, one outline a structure."""
+    with _style():
+        figure, axes = _canvas(4.4, 3.8)
+        rows = dice["rows"][:STRUCTURES_MAX]
+        for k, row in enumerate(rows):
+            axes.stairs(
+                row["counts"],
+                dice["edges"],
+                fill=len(rows) == 1,
+                color=COLOURS[k],
+                linestyle=DASHES[k % len(DASHES)],
+                label=row["structure"],
+            )
+        axes.set_xlabel("Dice of a record")
+        axes.set_ylabel("Records")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left")
+        return _svg(figure, "dice", "Histogram of the Dice of single records, by structure")
 
 
 def baselines_svg(values: Mapping[str, float], label: str, low: float, high: float) -> str:

@@ -20,6 +20,7 @@ from client.training import Tensors
 from privacy.errors import DataError, StudyError
 from shared_models.sections import SITES_MIN, DistributedPrivacy
 from shared_models.study import Study
+from shared_models.subgroups import groups_of
 from simulations.partition import partition
 from simulations.seeds import seeded_key
 
@@ -39,6 +40,7 @@ class Pool:
         starts: (S,) first record of each site.
         splits: (S,) first held-out record of each site.
         ends: (S,) one past the last record of each site.
+        groups: (N,) place of each record's group, or None in a study without groups.
     """
 
     sites: tuple[str, ...]
@@ -48,6 +50,7 @@ class Pool:
     starts: Rows
     splits: Rows
     ends: Rows
+    groups: Rows | None = None
 
     def split(self, index: int) -> Split:
         """Return the records of one site, as views."""
@@ -73,9 +76,11 @@ class Pool:
         return held
 
     def _tensors(self, rows: slice | torch.Tensor) -> Tensors:
+        groups = None if self.groups is None else self.groups[rows]
+        patients = None  # numbered within a side of a site: those of several would be confused
         if isinstance(rows, slice) and self.patients is not None:
-            return Tensors(self.inputs[rows], self.targets[rows], self.patients[rows])
-        return Tensors(self.inputs[rows], self.targets[rows])
+            patients = self.patients[rows]
+        return Tensors(self.inputs[rows], self.targets[rows], patients, groups)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
     everyone = records.take(np.concatenate(order) if order else np.empty(0, dtype=np.int64))
     sides = [*zip(starts, splits, strict=True), *zip(splits, ends, strict=True)]
     slices = [slice(first, last) for first, last in sides]
+    asked = evaluation.subgroups
     return Pool(
         sites=tuple(name for name, _ in gathered.sites),
         inputs=torch.from_numpy(everyone.inputs),
@@ -149,6 +155,7 @@ def pool(study: Study, gathered: Gathered, fold: int | None = None) -> Pool:
         starts=np.array(starts),
         splits=np.array(splits),
         ends=np.array(ends),
+        groups=None if asked is None else groups_of(study, everyone.public[asked.column]),
     )
 
 

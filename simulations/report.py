@@ -16,6 +16,7 @@ from markupsafe import Markup
 from privacy.errors import DataError
 from shared_models import wording
 from simulations import plots
+from simulations.report_groups import groups_table
 from simulations.wording import (
     BASELINES,
     COVERS,
@@ -32,8 +33,13 @@ Rows = Sequence[Json]
 
 SITES_MAX = 60  # rows of the table of sites; of more sites the quantiles are shown
 # Metrics that are not in [0, 1] by nature get no bar.
-UNBOUNDED = frozenset({"brier", "ef1", "loss", "mae", "rmse"})
+UNBOUNDED = frozenset(
+    {"alarms_a_day", "brier", "ef1", "lead_hours", "loss", "mae", "rmse", "surface_distance"}
+)
 SITE_METRICS = (
+    "dice",
+    "iou",
+    "surface_distance",
     "auc",
     "accuracy",
     "balanced_accuracy",
@@ -106,6 +112,7 @@ def render_report(results: Json, history: Rows) -> str:
         learning=_learning(results, history, main),
         pictures=_pictures(results, curves),
         confusion=_confusion(curves),
+        groups=groups_table(results, main, SITE_METRICS),
         sites=_sites(results.get("sites_metrics")),
         baselines=baselines,
         baselines_picture=_baselines_picture(results, baselines, main),
@@ -204,6 +211,9 @@ def _pictures(results: Json, curves: Json | None) -> list[tuple[str, str, Markup
         if len(curves["roc"]) > plots.ROC_CLASSES_MAX:
             words += f" The first {plots.ROC_CLASSES_MAX} of {len(curves['roc'])} classes."
         found.append(("ROC curve", words, plots.roc_svg(curves["roc"])))
+    if curves.get("hours"):
+        words = "How well records are ranked by what was known after so many hours."
+        found.append(("AUC by hour", words, plots.hours_svg(curves["hours"])))
     if curves.get("calibration"):
         words = "On the dotted diagonal, a predicted 70\u00a0% comes true in 70 of 100 records."
         found.append(("Calibration", words, plots.calibration_svg(curves["calibration"])))
@@ -211,6 +221,9 @@ def _pictures(results: Json, curves: Json | None) -> list[tuple[str, str, Markup
     first = target if isinstance(target, str) else target[0]
     column = results["study"]["data"].get("columns", {}).get(first, {})
     unit = f" ({column['unit']})" if column.get("unit") else ""
+    if curves.get("dice"):
+        words = "Far to the right is better; of each structure, the records that have it."
+        found.append(("Dice of single records", words, plots.dice_svg(curves["dice"])))
     if curves.get("groups"):
         words = "Far apart is better: those of higher predicted risk should have the event first."
         picture = plots.survival_svg(curves["groups"], unit)

@@ -152,6 +152,7 @@ def conclude(
         targets=measured.targets,
         predictions=measured.predictions,
         site_index=measured.site_index,
+        groups=measured.groups,
         baselines=lone,
         spent=spent_in(debited, ledgers, names),
         traffic=measured.traffic,
@@ -172,6 +173,7 @@ class Measured:
     targets: Targets
     predictions: Predictions
     site_index: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64] | None
     traffic: Traffic
     model: bytes
     slow: str
@@ -222,6 +224,7 @@ def measured_after(
         targets=held.targets.numpy(),
         predictions=trainer.predict(final.state, held.inputs),
         site_index=records.held_site(),
+        groups=held.groups,
         traffic=traffic,
         model=model_bytes(study, final.state),
         slow=trainer.fallback,
@@ -323,5 +326,8 @@ def _joined(parts: list[Measured]) -> Measured:
         targets=np.concatenate([part.targets for part in parts]),
         predictions=np.concatenate([part.predictions for part in parts]),
         site_index=np.concatenate([part.site_index for part in parts]),
+        groups=None
+        if parts[0].groups is None
+        else np.concatenate([part.groups for part in parts if part.groups is not None]),
         traffic=traffic,
     )

@@ -12,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared_models.wording import is_private, label, show, show_epsilon, site_count
-from simulations.wording import warnings
+from simulations.wording import BASELINES, warnings
+
+COLUMNS = 3  # baselines that stand in the table
 
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
@@ -28,7 +30,8 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
     )
     # Headings of two lines, and no wrapping: with three baselines it just fits 80 columns.
     table.add_column("held-out records,\nall sites", no_wrap=True)
-    for title in ("value", "95 % interval", "records", *_trainings(results)):
+    beside, below = _trainings(results)[:COLUMNS], _trainings(results)[COLUMNS:]
+    for title in ("value", "95 % interval", "records", *beside):
         table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
     for name, figure in results["metrics"].items():
         table.add_row(
@@ -36,9 +39,13 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
             show(figure["value"]),
             _interval(figure),
             f"{figure['n']:,}",
-            *(_baseline(results["baselines"][title], name) for title in _trainings(results)),
+            *(_baseline(results["baselines"][title], name) for title in beside),
         )
     console.print(table)
+    main = str(results["headline"])
+    for title in below:
+        value = _baseline(results["baselines"][title], main)
+        console.print(f"{label(main)} of {BASELINES[title][1]}: {value}")
     console.print(_privacy_line(results))
     for warning in warnings(results):
         console.print(f"[bold red]{warning}:[/] a simulation only, never with patients' records")

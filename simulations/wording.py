@@ -18,9 +18,11 @@ from shared_models.wording import (
 )
 
 BASELINES = {
-    "pooled": ("Pooled", "the same network on all records in one place, without privacy"),
+    "pooled": ("Pooled", "the same study with one site that has all records, without privacy"),
     "local_only": ("Each site alone", "the same network at one site, mean over the sites"),
     "linear": ("Linear model", "a linear model of its kind on all records in one place"),
+    "last_value": ("Last value", "what was measured last, as the forecast of the next"),
+    "slot_mean": ("Slot mean", "the mean of the training records of the same slot"),
 }
 
 COVERS = "It covers this run: every attempt that was debited, of the site that paid most."

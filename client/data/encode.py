@@ -13,7 +13,7 @@ from client.data import ceiling
 from client.data.cells import Floats, Ints, categories, numbers, series, texts
 from client.data.molecules import molecule_features, scaffolds
 from client.data.records import Records
-from client.data.table import Table
+from client.data.table import Cells, Mask, Table
 from client.data.tokens import letter_ids, word_ids
 from privacy.errors import DataError
 from shared_models.contract import (
@@ -22,6 +22,7 @@ from shared_models.contract import (
     Data,
     ImageColumn,
     LettersColumn,
+    MaskColumn,
     MoleculeColumn,
     NumberColumn,
     SeriesColumn,
@@ -32,6 +33,7 @@ from shared_models.inputs import InputSpec, input_spec, scalar_names
 from shared_models.study import Study
 
 Floats32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
 
 CHUNK_VALUES = 1 << 22  # float64 values in hand at once while a large array is scaled
 
@@ -101,8 +103,11 @@ def _groups(table: Table, data: Data) -> npt.NDArray[np.object_] | None:
 
 def _targets(
     data: Data, table: Table, indices: dict[str, Ints], numbered: dict[str, Floats]
-) -> Ints | Floats32:
-    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one."""
+) -> Ints | Floats32 | Labels:
+    """Return (N,) of one target column, (N, C) of several: classes, or numbers where any is one.
+
+    Of a mask, (N, *sizes): the place of each point's value.
+    """
     if not all(name in data.columns for name in data.targets):
         return np.zeros(table.length, dtype=np.int64)  # a model is used where nobody knows
     if len(data.targets) > 1:
@@ -112,6 +117,8 @@ def _targets(
         return columns.astype(np.float32) if numeric else columns.astype(np.int64)
     (name,) = data.targets
     column = data.columns[name]
+    if isinstance(column, MaskColumn):
+        return _masks(table, name, column, data.image.sizes)
     if not isinstance(column, CategoryColumn):
         return numbered[name].astype(np.float32)
     if not data.positive:
@@ -122,6 +129,8 @@ def _targets(
 
 def _inputs(table: Table, data: Data, spec: InputSpec, indices: dict[str, Ints]) -> Floats32 | Ints:
     columns = data.inputs
+    if spec.kind == "parts":
+        return _parts(table, columns, spec, indices)
     for name, column in columns.items():
         if isinstance(column, LettersColumn):
             return letter_ids(table, name, column)
@@ -160,6 +169,50 @@ def _scalars(table: Table, columns: dict[str, AnyColumn], indices: dict[str, Int
     return features
 
 
+def _parts(
+    table: Table, columns: dict[str, AnyColumn], spec: InputSpec, indices: dict[str, Ints]
+) -> Floats32:
+    """Return (N, F): each part flat, then for each whether any of it was given."""
+    out = np.empty((table.length, *spec.shape), dtype=np.float32)
+    nothing = np.empty((table.length, 0), dtype=np.float32)
+    place = 0
+    for number, part in enumerate(spec.parts):
+        if part.name == "static":
+            found, given = _scalars(table, columns, indices), _given(table, columns, indices)
+        else:
+            kind = SeriesColumn if part.name == "series" else ImageColumn
+            name, column = next((n, c) for n, c in columns.items() if isinstance(c, kind))
+            given = _measured(table.columns[name])
+            if isinstance(column, SeriesColumn):
+                found = _series(table, name, column, nothing, part.shape)
+            elif isinstance(column, ImageColumn):
+                found = _images(table, name, column)
+        size = math.prod(part.shape)
+        out[:, place : place + size] = found.reshape(table.length, size)
+        out[:, number - len(spec.parts)] = given
+        place += size
+    return out
+
+
+def _given(table: Table, columns: dict[str, AnyColumn], indices: dict[str, Ints]) -> Mask:
+    """Return (N,) whether any number or category of a record is there."""
+    given = np.zeros(table.length, dtype=np.bool_)
+    for name, column in columns.items():
+        if isinstance(column, NumberColumn):
+            given[~np.isnan(numbers(table, name, column))] = True
+        elif isinstance(column, CategoryColumn):
+            given[indices[name] >= 0] = True
+    return given
+
+
+def _measured(cells: Cells) -> Mask:
+    """Return (N,) whether any cell of a record is no NaN."""
+    if cells.dtype.kind != "f":
+        return np.ones(len(cells), dtype=np.bool_)
+    nothing: Mask = np.all(np.isnan(cells.reshape(len(cells), -1)), axis=1)
+    return ~nothing
+
+
 def _fill(column: NumberColumn) -> float:
     """Return what stands for a missing number, after scaling."""
     if column.fill is None:
@@ -168,26 +221,47 @@ def _fill(column: NumberColumn) -> float:
 
 
 def _images(table: Table, name: str, column: ImageColumn) -> Floats32:
-    """Return (N, C, H, W) in [0, 1]."""
+    """Return (N, C, *sizes) in [0, 1]; sizes are (H, W) or (D, H, W)."""
     cells = table.columns[name]
-    shape = (column.height, column.width, column.channels)
-    if cells.shape[1:] == shape[:2] and column.channels == 1:
+    shape = (*column.sizes, column.channels)
+    if cells.shape[1:] == shape[:-1] and column.channels == 1:
         cells = cells[..., None]  # (N, H, W) -> (N, H, W, 1)
     if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *shape):
         raise table.fault(0, name, f"pictures of shape {shape}", f"an array {cells.shape[1:]}")
-    images = np.empty((table.length, column.channels, *shape[:2]), dtype=np.float32)
+    images = np.empty((table.length, column.channels, *shape[:-1]), dtype=np.float32)
 
     def fault(row: int) -> DataError:
         return table.fault(row, name, f"values from {column.low:g} to {column.high:g}", "others")
 
     for rows in _chunks(table.length, math.prod(shape)):
-        values = cells[rows].astype(np.float64)  # (n, H, W, C)
+        values = cells[rows].astype(np.float64)  # (n, *sizes, C)
+        if column.missing == "constant":
+            values[~_measured(cells[rows])] = column.low
         bad = ~((values >= column.low) & (values <= column.high))
         table.leave(rows.start + np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)), fault)
         values[bad] = column.low
         scaled = (values - column.low) / (column.high - column.low)
-        images[rows] = np.moveaxis(scaled + 0.0, 3, 1)  # no -0.0; (n, H, W, C) -> (n, C, H, W)
+        images[rows] = np.moveaxis(scaled + 0.0, -1, 1)  # no -0.0; (n, *sizes, C) -> (n, C, ...)
     return images
+
+
+def _masks(table: Table, name: str, column: MaskColumn, sizes: tuple[int, ...]) -> Labels:
+    """Return (N, *sizes) places of the points' values in the study's list."""
+    cells = table.columns[name]
+    if cells.shape[1:] == (*sizes, 1):
+        cells = cells[..., 0]  # (N, H, W, 1) -> (N, H, W)
+    if cells.dtype.kind not in "biuf" or cells.shape != (table.length, *sizes):
+        raise table.fault(0, name, f"masks of shape {sizes}", f"an array {cells.shape[1:]}")
+    levels = column.levels or range(len(column.values))
+    masks = np.zeros(cells.shape, dtype=np.uint8)
+    known = np.zeros(cells.shape, dtype=np.bool_)
+    for place, level in enumerate(levels):
+        own = cells == level
+        masks[own] = place
+        known |= own
+    whole = np.asarray(known.reshape(table.length, math.prod(sizes)).all(axis=1))
+    table.refuse(~whole, name, f"points of {', '.join(map(str, levels))} alone", "others")
+    return masks
 
 
 def _series(

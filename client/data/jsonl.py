@@ -10,8 +10,8 @@ import numpy.typing as npt
 from client.data import ceiling
 from client.data.faults import Faults, fault
 from client.data.table import Cells, Table, cell_of
-from privacy.errors import DataError
-from shared_models.contract import AnyColumn, Data, ImageColumn, SeriesColumn
+from privacy.errors import DataError, StudyError
+from shared_models.contract import AnyColumn, Data, ImageColumn, MaskColumn, SeriesColumn
 
 Cell = str | None | npt.NDArray[np.float64]
 
@@ -22,7 +22,11 @@ def read_jsonl(path: Path, data: Data, faults: Faults) -> Table:
     Raises:
         DataError: the file cannot be read or is empty, or a column is in no line; or a line is not
             an object, or a cell not what its column wants, unless such are left out.
+        StudyError: the study has a mask, which no line holds.
     """
+    for name, column in data.columns.items():
+        if isinstance(column, MaskColumn):
+            raise StudyError(f"data.columns.{name}: kind 'mask' expects npz, png or nifti")
     marks = frozenset(mark.strip() for mark in data.missing)
     places: list[int] = []
     cells: dict[str, list[Cell]] = {name: [] for name in data.columns}
@@ -102,14 +106,14 @@ def _cell(value: object, column: AnyColumn, marks: frozenset[str]) -> Cell:
 
 
 def _array(value: object, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Return (steps, variables) or (height, width, channels); all NaN for a missing value."""
+    """Return (steps, variables) or (*sizes, channels); all NaN for a missing value."""
     if value is None:
         return np.full(shape, np.nan)
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
-    if array.shape not in {shape, shape[:2] if shape[2:] == (1,) else shape}:
+    if array.shape not in {shape, shape[:-1] if shape[2:][-1:] == (1,) else shape}:
         raise ValueError(f"lists of numbers of shape {shape}")
     return array.reshape(shape)
 
@@ -119,7 +123,7 @@ def _shape(column: AnyColumn) -> tuple[int, ...]:
     if isinstance(column, SeriesColumn):
         return (column.steps, len(column.variables))
     if isinstance(column, ImageColumn):
-        return (column.height, column.width, column.channels)
+        return (*column.sizes, column.channels)
     return ()
 
 

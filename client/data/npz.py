@@ -17,7 +17,7 @@ from client.data import ceiling
 from client.data.faults import Faults
 from client.data.table import Cells, Mask, Table, cell_of
 from privacy.errors import DataError, StudyError
-from shared_models.contract import AnyColumn, Data, ImageColumn, SeriesColumn
+from shared_models.contract import AnyColumn, Data, ImageColumn, MaskColumn, SeriesColumn
 
 KINDS = "biufUS"  # booleans, numbers and texts
 PARSER_ERRORS = (
@@ -83,12 +83,13 @@ def _table(
         columns[name] = _column(path, names[name], arrays[names[name]], column)
         if columns[name].dtype.kind in "US":
             columns[name], garbled[name] = _texts(columns[name], marks)
-    length = len(columns[data.targets[0]])
+    first = data.targets[0] if data.targets[0] in columns else next(iter(columns))
+    length = len(columns[first])  # without an answer, where a model is used
     for name, cells in columns.items():
         if len(cells) != length:
             raise DataError(
-                f"{path}: array {names[name]!r}, column {name!r}: expected as many records as the "
-                f"target has ({length}), found {len(cells)}; no record was used"
+                f"{path}: array {names[name]!r}, column {name!r}: expected as many records as "
+                f"{first!r} has ({length}), found {len(cells)}; no record was used"
             )
     inside = f"part {part!r}, " if part else ""
     table = Table(
@@ -160,7 +161,7 @@ def _column(path: Path, name: str, array: Cells, column: AnyColumn) -> Cells:
         array = array[:, column.index]
     if array.ndim == 0:
         raise DataError(f"{where}: expected one value a record, found a single value")
-    if isinstance(column, SeriesColumn | ImageColumn):
+    if isinstance(column, SeriesColumn | ImageColumn | MaskColumn):
         # Texts become what is of no number type: the contract refuses it.
         return np.empty(len(array), dtype=object) if array.dtype.kind in "US" else array
     if array.ndim == 2 and array.shape[1] == 1:

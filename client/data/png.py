@@ -1,4 +1,7 @@
-"""Reads a folder of PNG pictures, one folder a class; size and mode are the study's, or refused."""
+"""Reads PNG pictures, a folder a class or a folder a column; size and mode are the study's.
+
+Pictures in folders of columns are those that a mask belongs to, or whose answer nobody knows.
+"""
 
 import struct
 import warnings
@@ -11,9 +14,10 @@ from PIL import Image
 
 from client.data import ceiling
 from client.data.faults import Faults, fault
+from client.data.folders import read_folders
 from client.data.table import Table
 from privacy.errors import DataError, StudyError
-from shared_models.contract import CategoryColumn, Data, ImageColumn
+from shared_models.contract import CategoryColumn, Data, ImageColumn, MaskColumn
 
 MODES = {1: ("L", "I;16"), 3: ("RGB",), 4: ("RGBA",)}  # channels: modes of Pillow
 PARSER_ERRORS = (
@@ -32,18 +36,21 @@ PARSER_ERRORS = (
 def read_png(root: Path, data: Data, faults: Faults) -> Table:
     """Read every ``root/CLASS/*.png``; the folder's name is the target, other files are left.
 
+    With a mask as the target, or none, every ``root/COLUMN/*.png``.
+
     Raises:
         DataError: no such folders or pictures, or a class that the study does not know; or a
             picture that is damaged, of another size or mode, unless such are left out.
         StudyError: the study has other columns than one image and a category target.
     """
-    name, image = _image_column(data)
     answer = data.targets[0]
-    target = data.columns[answer]
+    target = data.columns.get(answer)
+    if target is None or isinstance(target, MaskColumn):
+        return read_folders(root, data, faults, (".png",), _checked)
+    name, image = _image_column(data)
     if len(data.targets) > 1 or not isinstance(target, CategoryColumn):
         raise StudyError("data.target: expected a category column with folders of PNG")
-    if image.channels not in MODES:
-        raise StudyError(f"data.columns.{name}.channels: expected 1, 3 or 4 with PNG")
+    _check_modes(image)
     paths = _pictures(root, target)
     ceiling.check_bytes(len(paths) * image.height * image.width * image.channels * 4, root)
     kind = np.uint8 if image.high <= 255 else np.uint16
@@ -73,6 +80,16 @@ def _image_column(data: Data) -> tuple[str, ImageColumn]:
         if isinstance(column, ImageColumn):
             return name, column
     raise StudyError("data.columns: expected one image and the target with folders of PNG")
+
+
+def _check_modes(image: ImageColumn) -> None:
+    if image.channels not in MODES or image.depth is not None:
+        raise StudyError("data.columns: expected a picture of 1, 3 or 4 channels with PNG")
+
+
+def _checked(path: Path, column: ImageColumn) -> npt.NDArray[np.generic]:
+    _check_modes(column)
+    return _picture(path, column)
 
 
 def _pictures(root: Path, target: CategoryColumn) -> list[Path]:

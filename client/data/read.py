@@ -13,6 +13,7 @@ from client.data.cells import texts
 from client.data.encode import encode, patient_indices
 from client.data.faults import Faults
 from client.data.jsonl import read_jsonl
+from client.data.nifti import read_nifti
 from client.data.npz import read_npz
 from client.data.png import read_png
 from client.data.records import Records, join
@@ -25,6 +26,7 @@ from shared_models.sections import SITES_MIN
 from shared_models.study import Study
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npz": "npz"}
+FOLDERS = {"png": read_png, "nifti": read_nifti}  # formats of a folder of folders
 
 
 def read_records(study: Study, path: Path | None, leave_out: bool = False) -> Records:
@@ -58,7 +60,7 @@ def read_sites(study: Study, path: Path) -> list[tuple[str, Records]]:
     """
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder with one file or folder a site")
-    sources = [] if study.data.format == "png" else _matching(path, study.data)
+    sources = [] if study.data.format in FOLDERS else _matching(path, study.data)
     if not sources:
         try:
             sources = sorted(f for f in path.iterdir() if f.is_dir() and f.name[0] != ".")
@@ -113,8 +115,8 @@ def _sources(data: Data, path: Path) -> list[Path]:
     """Return the files to read, or the one folder that is a source by itself."""
     if not path.is_dir():
         return [path]
-    files = [] if data.format == "png" else _matching(path, data)
-    if data.format == "png" or (not files and _has_pictures(path, data)):
+    files = [] if data.format in FOLDERS else _matching(path, data)
+    if data.format in FOLDERS or (not files and _has_pictures(path, data)):
         return [path]
     if not files:
         raise _no_files(path, data)
@@ -135,7 +137,7 @@ def _together(parts: list[Records]) -> Records:
 def _tables(data: Data, path: Path, faults: Faults) -> Iterator[Table]:
     """Yield the raw columns of one source: one table, or one a part of an NPZ file."""
     if path.is_dir():
-        yield read_png(path, data, faults)
+        yield FOLDERS[data.format or "png"](path, data, faults)
         return
     kind = data.format or _format(path)
     if kind is None:
@@ -147,8 +149,8 @@ def _tables(data: Data, path: Path, faults: Faults) -> Iterator[Table]:
         yield from read_npz(path, data, faults)
     elif kind == "jsonl":
         yield read_jsonl(path, data, faults)
-    elif kind == "png":
-        raise DataError(f"{path}: expected a folder with one folder of PNG a class")
+    elif kind in FOLDERS:
+        raise DataError(f"{path}: expected a folder, with folders of {kind} files in it")
     else:
         yield read_table(path, data, "," if kind == "csv" else "\t", faults)
 

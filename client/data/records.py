@@ -16,7 +16,7 @@ class Records:
     Attributes:
         inputs: (N, *shape) float32, or int64 token ids.
         targets: (N,) int64 class index, or float32 for a number; (N, C) of several columns, where
-            a missing class is -1 and a missing number NaN.
+            a missing class is -1 and a missing number NaN; of a mask (N, *sizes) uint8.
         identities: N byte strings: the patient's id, a molecule's scaffold, or the canonical bytes
             of the inputs. Records
             with equal identities always fall on the same side of a hold-out.
@@ -27,7 +27,7 @@ class Records:
     """
 
     inputs: npt.NDArray[np.float32] | npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.uint8]
     identities: tuple[bytes, ...]
     patients: npt.NDArray[np.int64] | None = None
     public: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from client.data import ceiling
 from client.data.faults import Faults, fault
 from client.data.table import Table
 from privacy.errors import DataError, StudyError
-from shared_models.contract import Data, ImageColumn, SeriesColumn
+from shared_models.contract import Data, ImageColumn, MaskColumn, SeriesColumn
 
 Row = tuple[int, list[str] | DataError]  # the number of its first line; its cells, or their fault
 
@@ -30,7 +30,7 @@ def read_table(path: Path, data: Data, separator: str, faults: Faults) -> Table:
         StudyError: a column of the study does not fit into a cell.
     """
     for name, column in data.columns.items():
-        if isinstance(column, SeriesColumn | ImageColumn):
+        if isinstance(column, SeriesColumn | ImageColumn | MaskColumn):
             raise StudyError(
                 f"data.columns.{name}: kind {column.kind!r} expects npz or jsonl, found {path}"
             )

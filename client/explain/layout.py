@@ -61,12 +61,16 @@ def layout_of(study: Study) -> Layout:
         StudyError: records of this kind cannot be explained.
     """
     spec = input_spec(study)
+    if study.task in {"segmentation", "warning"}:
+        raise StudyError(f"task: expected one with one answer a record, found {study.task!r}")
     if spec.kind == "features":
         return _features(study)
     if spec.kind == "series":
         return _series(study, spec)
     if spec.kind == "image":
         return _image(spec)
+    if spec.kind == "parts":
+        return _parts(study, spec)
     if spec.kind == "tokens":
         return _tokens(spec)
     raise StudyError(f"task: expected one that can be explained, found {study.task!r}")
@@ -103,6 +107,31 @@ def _series(study: Study, spec: InputSpec) -> Layout:
     return Layout(
         "series", (steps, width), names, cell_of, regions.reshape(len(regions), -1), groups
     )
+
+
+def _parts(study: Study, spec: InputSpec) -> Layout:
+    """A column is one cell, a variable with all its steps, a picture, and whether a part is there.
+
+    What is finer than that, a study of the part alone shows.
+    """
+    names: list[str] = []
+    cells: list[Ints] = []
+    for part in spec.parts:
+        if part.name == "static":
+            own, cell_of = _columns(study.data.inputs)
+        elif part.name == "series":
+            own = tuple(name for name in part.names if f"{name} missing" in part.names)
+            own = own or part.names  # a variable and its marks are one
+            cell_of = np.tile(np.arange(part.shape[1]) % len(own), part.shape[0])
+        else:
+            own, cell_of = ("picture",), np.zeros(math.prod(part.shape), dtype=np.int64)
+        cells.append(len(names) + cell_of)
+        names += own
+    cells.append(len(names) + np.arange(len(spec.parts)))
+    names += [f"{part.name} there" for part in spec.parts]
+    groups = tuple(Group(name, np.array([v])) for v, name in enumerate(names))
+    regions = np.eye(len(names), dtype=np.bool_)
+    return Layout("features", (len(names),), tuple(names), np.concatenate(cells), regions, groups)
 
 
 def _image(spec: InputSpec) -> Layout:

@@ -92,7 +92,8 @@ def _columns(explanation: Explanation, told: Told) -> bytes:
         label=TITLES["occlusion"],
     )
     names = explanation.layout.names
-    _name_rows(axes, [f"{_short(names[k])}: {_short(told.cells[k])}" for k in order])
+    written = [f": {_short(told.cells[k])}" if told.cells else "" for k in order]
+    _name_rows(axes, [_short(names[k]) + own for k, own in zip(order, written, strict=True)])
     axes.set_xlabel(f"Adds to the score ({explanation.unit})")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from client.data.read import read_words
 from shared_models.contract import CategoryColumn, LettersColumn, NumberColumn, WordsColumn
-from shared_models.inputs import PADDING, scalar_names
+from shared_models.inputs import PADDING, input_spec, scalar_names
 from shared_models.study import Study
 
 Inputs = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -36,7 +36,8 @@ def written(study: Study, data: Path, inputs: Inputs, rows: list[int]) -> list[t
                 tuple(column.alphabet[token - 1] for token in inputs[row] if token != PADDING)
                 for row in rows
             ]
-    if study.task == "tabular":
+    spec = input_spec(study)
+    if spec.kind == "features" and spec.names:
         return [_row(study, inputs[row]) for row in rows]
     return [()] * len(rows)
 

@@ -386,6 +386,14 @@ def test_each_column_stands_there_with_its_public_range_and_its_use(ledger: Ledg
     ("column", "text"),
     [
         ({"kind": "image", "height": 8, "width": 9}, "9 x 8 pixels, 1 a point, 0 to 255"),
+        (
+            {"kind": "image", "depth": 7, "height": 8, "width": 9},
+            "9 x 8 x 7 voxels, 1 a point, 0 to 255",
+        ),
+        (
+            {"kind": "mask", "values": ["ground", "nucleus"]},
+            "at each point one of ground, nucleus",
+        ),
         ({"kind": "letters", "alphabet": "ACGT", "length": 60}, "up to 60 letters of ACGT"),
         ({"kind": "words", "length": 12}, "a text, its first 12 words"),
         (
@@ -487,6 +495,10 @@ def test_how_many_must_answer_stands_there(ledger: Ledger) -> None:
         ({"every": 3}, "evaluated after every 3rd round and the last, at most 5 times"),
         ({"holdout": 0.3}, "about 0.3 of the records is held out, by a hash"),
         ({"holdout_column": "ward", "holdout_values": ["b"]}, "by the public column ward"),
+        (
+            {"subgroups": {"column": "ward", "smallest": 30}},
+            "So are those of each group by ward; figures are told of groups of 30 records and more",
+        ),
     ],
 )
 def test_how_records_are_held_out_stands_there(

@@ -32,7 +32,9 @@ from tests.server.members import NAMES, enrol
 AUC = {"value": 0.8125, "low": 0.75, "high": 0.875, "n": 96}
 
 
-def ended(folder: Folder, rounds: int = 3, reason: str = "finished") -> Path:
+def ended(
+    folder: Folder, rounds: int = 3, reason: str = "finished", subgroups: object = None
+) -> Path:
     """A folder whose study is over, with a model that is known, and its bundle."""
     books = Books(folder / BOOKS)
     enrol(books)
@@ -42,7 +44,9 @@ def ended(folder: Folder, rounds: int = 3, reason: str = "finished") -> Path:
         books.begin_attempt("train")
     start = read_state(folder.first(), folder.settings.parameters)
     state = replace(start, round=rounds, model=np.array([0.5, -0.25]))
-    row = {"round": rounds, "sites": 3, "released": {"auc": AUC}}
+    row: dict[str, object] = {"round": rounds, "sites": 3, "released": {"auc": AUC}}
+    if subgroups is not None:
+        row["subgroups"] = subgroups
     if rounds:
         save(folder / CHECKPOINT, Checkpoint(folder.study.digest(), state, (row,)))
     books.end(reason, "" if reason == "finished" else "too few sites")  # type: ignore[arg-type]
@@ -91,6 +95,21 @@ def test_both_guarantees_are_printed_with_what_was_debited(distributed: Folder) 
     assert json.loads((bundle / "model.json").read_text())["privacy"] == {
         name: report[name] for name in wanted
     }
+
+
+def test_figures_by_group_stand_in_the_card_and_small_groups_as_left_out(
+    make_folder: Callable[..., Folder],
+) -> None:
+    subgroups = {"f": {"auc": AUC, "loss": {"value": None, "low": None, "high": None, "n": 9}}}
+    folder = make_folder(
+        data__columns__sex={"kind": "category", "values": ["f", "m"], "input": False},
+        evaluation__subgroups={"column": "sex"},
+    )
+    card = (ended(folder, subgroups=subgroups | {"m": None}) / "card.md").read_text()
+    assert "The same by “sex”" in card
+    assert "| f | AUC | 0.812 | 0.750 to 0.875 | 96 |" in card
+    assert "| f | Loss |" not in card  # it has no value
+    assert "| m | left out: too few records to be told | | | |" in card
 
 
 def test_in_mode_local_there_is_one_guarantee_against_everybody(

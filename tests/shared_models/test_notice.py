@@ -1,6 +1,7 @@
 """The notice of a study's end: signed, of one plan, beside the very state that it names."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,14 @@ from shared_models.notice import (
     NOTICE_BYTES_MAX,
     Notice,
     ReleasedFigure,
+    notable,
     read_notice,
     write_notice,
 )
+from shared_models.study import load_study
+from shared_models.tasks import target_of
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVER, OTHER = keys.identity(bytes([2]) * 32), keys.identity(bytes([3]) * 32)
 PLAN, STATE = bytes([7]) * 32, b"the bytes of a state" * 50
 FIGURE = ReleasedFigure(value=0.9, low=None, high=0.95, n=40)
@@ -36,6 +41,33 @@ def test_a_notice_without_any_evaluation_is_one() -> None:
     nothing = NOTICE.model_copy(update={"released": {}, "reason": "stopped"})
     told = read_notice(write_notice(SERVER, nothing, STATE), SERVER.public, PLAN)[0]
     assert (told.released, told.reason) == ({}, "stopped")
+
+
+def test_figures_by_group_travel_and_most_of_them_fit() -> None:
+    names = [f"a{'é' * 77}{k:02}" for k in range(64)]
+    worst = ReleasedFigure(value=-1 / 3 * 1e-200, low=-1e200 / 3, high=-1e-200 / 7, n=1 << 40)
+    full = dict.fromkeys(names, worst)
+    groups = {f"group {k}": full for k in range(15)} | {"small": None}
+    grouped = NOTICE.model_copy(update={"released": full, "subgroups": groups})
+    told = read_notice(write_notice(SERVER, grouped, STATE), SERVER.public, PLAN)[0]
+    assert told == grouped
+    with pytest.raises(ValueError, match="at most 16"):
+        Notice.model_validate(
+            {**grouped.model_dump(), "subgroups": {str(k): None for k in range(17)}}
+        )
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/study.toml")), ids=lambda p: p.parent.name)
+def test_the_figures_of_every_example_can_be_told(path: Path) -> None:
+    figures = dict.fromkeys(target_of(load_study(path)).metrics, FIGURE.model_dump())
+    told = Notice.model_validate(NOTICE.model_dump() | {"released": notable(figures)})
+    assert list(told.released) == list(figures)
+
+
+def test_what_a_notice_has_no_room_for_is_left_out() -> None:
+    figures = {f"auc_{k}": FIGURE for k in range(80)} | {"x" * 81: FIGURE}
+    assert list(notable(figures)) == [f"auc_{k}" for k in range(64)]
+    assert list(notable({"a\nb": FIGURE, "": FIGURE, "c d": FIGURE})) == ["c d"]
 
 
 def test_another_server_and_another_plan_are_refused() -> None:

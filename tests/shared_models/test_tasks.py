@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from shared_models.cells import Kind
 from shared_models.contract import AnyColumn, Data
 from shared_models.label import UNSCALED, Label, target_range
 from shared_models.registry import build_network
-from shared_models.study import Study, load_study
-from shared_models.tasks import TASKS, Task
+from shared_models.study import load_study
+from shared_models.tasks import TASKS, Task, TaskName
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -121,8 +122,11 @@ def test_the_range_of_a_number_target_is_the_studys() -> None:
     assert target_range(data) == (40.0, 400.0)
 
 
-def test_there_is_a_task_for_every_name_that_a_study_accepts() -> None:
-    assert set(TASKS) == set(get_args(Study.model_fields["task"].annotation))
+def test_a_study_accepts_the_tasks_of_the_list_and_no_other() -> None:
+    for name in TASKS:
+        assert TypeAdapter(TaskName).validate_python(name) == name
+    with pytest.raises(ValueError, match=r"expected 'tabular', .* or '\w+', found 'no-task'"):
+        TypeAdapter(TaskName).validate_python("no-task")
 
 
 def test_the_column_kinds_of_tasks_exist() -> None:

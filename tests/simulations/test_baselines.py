@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from client.training import Trainer, Update
 from shared_models.metrics import METRICS
 from shared_models.registry import build_network
 from shared_models.study import Study
 from shared_models.weights import vector_of
-from simulations.baselines import Figures, baselines, linear
+from simulations.baselines import Figures, baselines, linear, pooled
 from simulations.pool import Pool, gather, pool
 
 
@@ -34,10 +36,10 @@ def written(path: Path, rows: list[str]) -> Path:
 
 
 def computed(study: Study, records: Path) -> dict[str, Figures]:
-    return baselines(study, pooled(study, records), vector_of(build_network(study, 1)))
+    return baselines(study, pooled_records(study, records), vector_of(build_network(study, 1)))
 
 
-def pooled(study: Study, records: Path) -> Pool:
+def pooled_records(study: Study, records: Path) -> Pool:
     return pool(study, gather(study, records))
 
 
@@ -53,12 +55,49 @@ def test_easy_records_are_learnt_by_all_of_them(
         assert auc > 0.99, name  # one marker with a gap separates the classes
 
 
-def test_privacy_and_strategy_of_the_study_do_not_touch_them(
+def test_privacy_and_what_holds_many_sites_together_do_not_touch_them(
     toy_study: Callable[..., Study], toy_csv: Path
 ) -> None:
-    plain = toy_study()
-    private = toy_study(True, **{"aggregation.strategy": "fedadam"})
-    assert computed(plain, toy_csv) == computed(private, toy_csv)
+    plain = computed(toy_study(), toy_csv)
+    for strategy in ("fedprox", "scaffold"):
+        private = toy_study(True, **{"aggregation.strategy": strategy})
+        assert computed(private, toy_csv) == plain
+
+
+def test_pooled_training_takes_the_server_s_own_step(
+    toy_study: Callable[..., Study], toy_csv: Path
+) -> None:
+    adam = {"aggregation.strategy": "fedadam", "aggregation.server_learning_rate": 0.05}
+    one, other = computed(toy_study(), toy_csv), computed(toy_study(**adam), toy_csv)
+    assert one["pooled"] != other["pooled"]
+    assert one["local_only"] != other["local_only"]
+    assert one["linear"] == other["linear"]
+
+
+@pytest.mark.parametrize(
+    ("training", "seen"),
+    [({"local_steps": 2, "batch_size": 8}, 2 * 3 * 8), ({"local_epochs": 1, "batch_size": 8}, 0)],
+)
+def test_pooled_training_sees_as_many_records_a_round_as_all_sites_together(
+    toy_study: Callable[..., Study],
+    toy_csv: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    training: dict[str, object],
+    seen: int,
+) -> None:
+    rounds: list[int] = []
+
+    class Counting(Trainer):
+        def train(self, *given: Any) -> Update:
+            update = super().train(*given)
+            rounds.append(update.records)
+            return update
+
+    monkeypatch.setattr("simulations.baselines.Trainer", Counting)
+    study = toy_study(training={"learning_rate": 0.5, **training})
+    records = pooled_records(study, toy_csv)
+    pooled(study, records, vector_of(build_network(study, 1)))
+    assert rounds == [seen or len(records.train())] * study.rounds
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(
@@ -111,7 +150,7 @@ def test_the_linear_model_knows_no_more_than_the_training_records(
     toy_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     study = toy_study()
-    records = pooled(study, written(tmp_path / "easy.csv", separable(200)))
+    records = pooled_records(study, written(tmp_path / "easy.csv", separable(200)))
     held, train = records.held(), records.train()
     flipped = type(held)(held.inputs, 1 - held.targets)
     straight, reverse = linear(study, train, held), linear(study, train, flipped)
@@ -160,7 +199,7 @@ def test_texts_have_a_linear_model(
             "model": {"name": "gru", "hidden": [4], "embedding": 2},
         },
     )
-    records = pooled(study, path)
+    records = pooled_records(study, path)
     auc = linear(study, records.train(), records.held())["auc"].value
     assert auc is not None
     assert auc > 0.95  # one letter, or one word, tells

@@ -25,7 +25,13 @@ SUMMED: dict[str, Any] = {
     "records_max": 60,
 }
 CHANGES: dict[str, dict[str, object]] = {
-    "distributed": {"privacy": SUMMED, "training": {"learning_rate": 0.5}},
+    "distributed, by group": {
+        "privacy": SUMMED,
+        "training": {"learning_rate": 0.5},
+        "evaluation.subgroups": {"column": "ward", "smallest": 2},
+        "evaluation.epsilon": 20.0,  # noise of about one, and counts of twenty
+        "evaluation.holdout": 0.8,
+    },
     "local, scaffold, exact figures": {
         "aggregation.strategy": "scaffold",
         "evaluation.release": "exact",
@@ -80,6 +86,24 @@ def test_the_results_differ_in_engine_and_costs_alone(both: Both) -> None:
     assert costs["bytes_up"] == before["bytes_up"]
     assert costs["bytes_down"] >= before["bytes_down"]  # the notice of the end, too
     assert deployed == local
+
+
+def test_figures_by_group_are_told_and_taken_home(both: Both) -> None:
+    asked, found = both.study.evaluation.subgroups, both.results("deploy")["subgroups"]
+    cards = [*(both.folder / "deploy" / "deploy").glob("**/card.md")]
+    assert len(cards) >= len(both.deploy.sites)
+    if asked is None:
+        assert found is None
+        assert not any("The same by" in card.read_text() for card in cards)
+        return
+    assert set(found["metrics"]) == set(found["released"]) == {"a", "b", "c", "d"}
+    told = [(name, one) for name, one in found["released"].items() if one is not None]
+    assert told
+    for card in cards:
+        text = card.read_text()
+        assert "The same by “ward”" in text
+        for name, figures in told:
+            assert f"| {name} | Accuracy | {figures['accuracy']['value']:.3f} |" in text
 
 
 def test_whoever_watches_is_told_of_each_round(both: Both) -> None:

@@ -14,6 +14,7 @@ from shared_models.contract import (
     IdColumn,
     ImageColumn,
     LettersColumn,
+    MaskColumn,
     NumberColumn,
     SeriesColumn,
 )
@@ -30,8 +31,13 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def values(column: AnyColumn, draw: np.random.Generator, count: int) -> np.ndarray:
+def values(
+    column: AnyColumn, draw: np.random.Generator, count: int, sizes: tuple[int, ...] = ()
+) -> np.ndarray:
     """Return ``count`` values that the column's contract allows, as its file would hold them."""
+    if isinstance(column, MaskColumn):
+        levels = column.levels or range(len(column.values))
+        return draw.choice(levels, (count, *sizes)).astype(np.uint8)
     if isinstance(column, CategoryColumn):
         return np.resize(column.values, count)  # every value comes up
     if isinstance(column, NumberColumn):
@@ -42,7 +48,7 @@ def values(column: AnyColumn, draw: np.random.Generator, count: int) -> np.ndarr
         letters = draw.choice(list(column.alphabet), (count, column.length))
         return np.array(["".join(row) for row in letters])
     if isinstance(column, ImageColumn):
-        shape = (count, column.height, column.width)
+        shape = (count, *column.sizes, *((column.channels,) if column.channels > 1 else ()))
         return draw.integers(column.low, column.high, shape, endpoint=True).astype(np.uint8)
     if isinstance(column, SeriesColumn):
         ranges = [(v.low, v.high) for v in column.variables.values()]
@@ -80,8 +86,9 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
     for part, count in PARTS.items() if data.parts else {"": RECORDS}.items():
         indexed: dict[str, dict[int, np.ndarray]] = {}
         for key, column in data.columns.items():
-            made = values(column, draw, count)
-            if isinstance(column, CategoryColumn):
+            sizes = data.image.sizes if isinstance(column, MaskColumn) else ()
+            made = values(column, draw, count, sizes)
+            if isinstance(column, CategoryColumn) and column.index is not None:
                 made = made.astype(np.float64)
             array = (column.array or key).format(part=part)
             if column.index is None:
@@ -89,7 +96,9 @@ def _arrays(data: Data, draw: np.random.Generator) -> dict[str, np.ndarray]:
             else:
                 indexed.setdefault(array, {})[column.index] = made
         for array, columns in indexed.items():
-            arrays[array] = np.stack([columns[i] for i in sorted(columns)], axis=1)
+            unread = np.zeros(count)
+            places = range(max(columns) + 1)
+            arrays[array] = np.stack([columns.get(i, unread) for i in places], axis=1)
     return arrays
 
 

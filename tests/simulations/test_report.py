@@ -96,6 +96,26 @@ def test_every_metric_is_in_the_report_with_its_interval(kind, mode):
         assert f"{show(figure['low'])} – {show(figure['high'])}" in page
 
 
+def test_groups_are_shown_with_intervals_and_small_ones_as_left_out():
+    results, history = run("binary", "local")
+    told = results["metrics"] | {"auc": {"value": 0.71, "low": 0.65, "high": 0.77, "n": 61}}
+    noisy = results["metrics"] | {"auc": {"value": 0.68, "low": 0.51, "high": 0.84, "n": 66}}
+    results["subgroups"] = {
+        "column": "s<e>x",
+        "smallest": 20,
+        "metrics": {"female": told, "male": None},
+        "released": {"female": noisy, "male": None},
+    }
+    page = render_report(results, history)
+    assert "Group by group" in page
+    assert "s&lt;e&gt;x" in page
+    rows = page[page.index("Group by group") :]
+    assert "0.650 – 0.770" in rows
+    assert "0.510 – 0.840" in rows
+    assert rows.index("male</th>") < rows.index("too few records")
+    assert "Group by group" not in render_report(*run("binary", "local"))
+
+
 @pytest.mark.parametrize(("kind", "mode"), RUNS)
 def test_nothing_is_fetched_or_executed(kind, mode):
     page = render_report(*run(kind, mode))
