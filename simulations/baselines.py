@@ -27,6 +27,8 @@ from simulations.seeds import seeded_key
 
 Figures = dict[str, Figure]
 
+STEPS = 8  # of brightness, of each channel of a coloured picture
+
 
 def baselines(
     study: Study, pool: Pool, first: Vector32, tell: Callable[[str, int], None] | None = None
@@ -120,9 +122,11 @@ def _trained(
 def linear(study: Study, train: Tensors, held: Tensors) -> Figures:
     """Return the metrics of logistic (or ridge) regression on summary features."""
     spec = input_spec(study)
-    features = FEATURES[spec.kind]
+    features: Callable[[InputSpec, npt.NDArray[np.generic]], Any] = FEATURES[spec.kind]
     if study.warning is not None:
         features = partial(_prefixes, study.warning.hours)
+    elif study.task == "image" and spec.kind == "image" and spec.shape[0] > 1:
+        features = _colours
     x, y = features(spec, train.inputs.numpy()), train.targets.numpy()
     unseen = features(spec, held.inputs.numpy())
     return _measure(study, held, target_of(study).linear(x, y, unseen))
@@ -146,6 +150,14 @@ def _mean(parts: list[Figures]) -> Figures:
 def _flat(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     del spec
     return inputs.reshape(len(inputs), -1).astype(np.float64)
+
+
+def _colours(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Share of the points in each equal step of each channel: (N, C, H, W) -> (N, C STEPS)."""
+    count, channels = len(inputs), spec.shape[0]
+    steps = np.minimum((inputs * STEPS).astype(np.int64), STEPS - 1).reshape(count, channels, -1)
+    shares = [(steps == step).mean(axis=2) for step in range(STEPS)]  # (N, C) each
+    return np.concatenate(shares, axis=1)
 
 
 def _summary(spec: InputSpec, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:

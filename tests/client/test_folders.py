@@ -289,7 +289,7 @@ def test_a_damaged_volume_is_refused(tmp_path: Path, cut: int) -> None:
         read_records(volumes(), tmp_path)
 
 
-def test_a_header_of_a_huge_volume_is_refused_before_it_is_believed(
+def test_volumes_above_the_ceiling_are_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan(tmp_path)
