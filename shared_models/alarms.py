@@ -13,7 +13,8 @@ alarm at all; what it finds is told with what it costs. Cells, in order:
     noised   no (b), yes (b)                         risks at the main hour
              no (b), yes (b)                         highest risk of a record
 
-It knows no network: one that reads a series forward gives an output an hour (recurrent).
+It knows no network: one that reads a series forward gives an output an hour (recurrent), or one
+that reads an hour alone (mlp), which is enough where values are carried forward.
 """
 
 import math

@@ -90,6 +90,8 @@ def _network(section: sections.Fusion, part: PartSpec) -> nn.Module:
         return Mlp(part.shape[0], width, section.hidden, dropout)
     if part.name == "series":
         hidden = section.recurrent
+        if not hidden:
+            return Mlp(math.prod(part.shape), width, ())
         return Recurrent(section.cell, width, part.shape[1], hidden=hidden, dropout=dropout)
     if min(part.shape[1:]) < 2 ** len(section.channels):
         raise StudyError(

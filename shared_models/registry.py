@@ -14,7 +14,7 @@ from shared_models.autoencoder import build_autoencoder
 from shared_models.cnn import build_cnn
 from shared_models.fusion import build_fusion
 from shared_models.inputs import input_spec
-from shared_models.mlp import build_mlp
+from shared_models.mlp import build_mlp, build_step_mlp
 from shared_models.recurrent import build_prefixes, build_recurrent
 from shared_models.study import Study
 from shared_models.tasks import TASKS, target_of
@@ -33,7 +33,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> builder(section of the study, InputSpec, number of outputs) -> network."""
 
-FORWARD: dict[str, Callable[..., nn.Module]] = dict.fromkeys(("lstm", "gru", "rnn"), build_prefixes)
+FORWARD: dict[str, Callable[..., nn.Module]] = {
+    "lstm": build_prefixes,
+    "gru": build_prefixes,
+    "rnn": build_prefixes,
+    "mlp": build_step_mlp,
+}
 """Those of task warning: none may see an hour before it has come."""
 
 

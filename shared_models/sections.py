@@ -96,7 +96,7 @@ class Fusion(Section):
     width: int = Field(32, ge=1)  # numbers that a part becomes
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (32,)  # of static values
     cell: Literal["lstm", "gru", "rnn"] = "lstm"  # of the series
-    recurrent: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((64,), min_length=1)
+    recurrent: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (64,)  # (): weighs all steps
     channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((16, 32), min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     outputs: Literal[1, 2] = 1

@@ -121,7 +121,7 @@ TASKS: dict[str, Task] = {
         Task(
             "warning",
             "Risk of an event, such as death, at each hour from what was measured up to then.",
-            networks=("lstm", "gru", "rnn"),
+            networks=("lstm", "gru", "rnn", "mlp"),
             columns=("series", "number", "category"),
             examples=("vitals",),
             target=alarms,

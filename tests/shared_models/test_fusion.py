@@ -156,9 +156,17 @@ def test_one_part_alone_reads_no_other(tmp_path: Path) -> None:
     torch.testing.assert_close(network(changed), network(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_a_private_step_is_the_naive_loop(cell: str, tmp_path: Path) -> None:
-    model = {"name": "fusion", "width": 3, "cell": cell, "recurrent": [3, 2], "channels": [2]}
+@pytest.mark.parametrize(
+    ("cell", "recurrent"), [("lstm", [3, 2]), ("gru", [3, 2]), ("rnn", [3, 2]), ("rnn", [])]
+)
+def test_a_private_step_is_the_naive_loop(cell: str, recurrent: list[int], tmp_path: Path) -> None:
+    model = {
+        "name": "fusion",
+        "width": 3,
+        "cell": cell,
+        "recurrent": recurrent,
+        "channels": [2],
+    }
     network, x = network_and_records(tmp_path, model=model)
     losses = target_of(fusion_study(model=model)).losses
     x, y = x[:9], torch.arange(9) % 2
