@@ -105,7 +105,9 @@ def _left_out(left_out: LeftOut) -> list[str]:
         return []
     more = left_out.count - len(left_out.places)
     return [
-        f"{left_out.count:,} records break the contract and are left out:",
+        f"{left_out.count:,} records break the contract and are left out:"
+        if left_out.count > 1
+        else "1 record breaks the contract and is left out:",
         *(f"  {place}" for place in left_out.places),
         *([f"  and {more:,} more"] if more else []),
     ]
