@@ -153,8 +153,8 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
         f"{len(audit.sent)} messages left, {_bytes(audit.sent):,} bytes in all. Not counted: while "
         "waiting or at work, signed questions for news, with the end of this log and signs of "
         "life; and the made numbers by which `doctor` and each start try the way.",
-        f"The log holds: {audit.head.rows} rows, end {audit.head.digest}.",
-        f"The ledger holds, and goes through every end that the log names: {audit.debits} rows.",
+        f"The log holds: {_rows(audit.head.rows)}, end {audit.head.digest}.",
+        f"The ledger holds, and goes through every end that the log names: {_rows(audit.debits)}.",
     ]
     if audit.signed is None:
         lines.append("Nobody has signed an end of this log yet.")
@@ -183,6 +183,10 @@ def _decision(note: Note) -> str:
     if note.kind == "ended":
         return f"the study ended: {facts['reason']}"
     return {"enrol": "enrolled", "policy": "policy in force", "leave": "left"}[note.kind]
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _bytes(notes: Sequence[Note]) -> int:

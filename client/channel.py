@@ -192,7 +192,7 @@ class Channel:
             words, hint = _CERTIFICATE.get(error.verify_code, _NOT_SIGNED)
             return UntrustedError(f"{where}: the server's certificate {words}", hint)
         if over or isinstance(error, TimeoutError):
-            return AbsentError(f"{where}: no answer in time")
+            return AbsentError(f"{where}: no answer in time", _THERE)
         if isinstance(error, socket.gaierror):
             return AbsentError(
                 f"{where}: the name is not known here", "check the name, DNS, and the proxy"
@@ -201,7 +201,8 @@ class Channel:
             return AbsentError(f"{where}: no TLS 1.3 spoken there ({error.reason})")
         if isinstance(error, OSError):
             via = "" if self._proxy is None else f" by proxy {self._proxy.host}:{self._proxy.port}"
-            return AbsentError(f"{where}: cannot be reached{via} ({error.strerror or error})")
+            words = f"{where}: cannot be reached{via} ({error.strerror or error})"
+            return AbsentError(words, _THERE)
         return AbsentError(f"{where}: expected an answer of fedward's server, got {error!r:.200}")
 
 
@@ -272,6 +273,7 @@ _NOT_SIGNED = (
     "is not signed by the pinned authority",
     "a proxy that opens TLS must leave this host alone; or the server was replaced",
 )
+_THERE = "is the coordinator's program started, and does the firewall let TCP out to it?"
 _OTHER_NAME = ("is for another name", "use the name in the invitation")
 _CERTIFICATE = {
     9: ("is not valid yet by this machine's clock", "set this machine's clock"),

@@ -251,8 +251,8 @@ def explain(
 def _ready(folder: Path, console: "Console") -> None:
     """Show what the doctor finds wrong on this machine, unless there is no more work to do.
 
-    A server that is away is waited for afterwards, and what it answers to letters (the echo) is
-    met by the work itself: a study may have ended since, which is no fault.
+    A server that is away is waited for afterwards. What it answers to letters (the echo) is met by
+    the work itself: a study may have ended since, which is no fault. So is what the policy refuses.
     """
     from client.doctor import examine, show_finding
     from client.folder import NOTICE
@@ -262,7 +262,9 @@ def _ready(folder: Path, console: "Console") -> None:
     check_stays(member)
     if member.has(NOTICE):
         return
-    bad = [one for one in examine(folder) if one.verdict != "ok" and one.name != "echo"]
+    met = (("echo", "failed"), ("echo", "warning"), ("policy", "failed"))
+    found = (one for one in examine(folder) if (one.name, one.verdict) not in met)
+    bad = [one for one in found if one.verdict != "ok"]
     for finding in bad:
         show_finding(finding, console)
     here = [one.name for one in bad if one.verdict == "failed" and not one.absent]

@@ -23,7 +23,7 @@ from client.data.holdout import SPLIT_KEY_BYTES
 from client.data.read import read_records
 from client.data.records import Records
 from client.journal import Journal
-from client.membership import Member, Membership, claimed, keep, make_room
+from client.membership import Member, Membership, check_room, claimed, keep, put_aside
 from client.policy import Policy, adopt, check, check_delta, load_policy
 from client.post import Post, about, fetch_authority
 from client.proposal import proposal
@@ -105,7 +105,9 @@ def _left_out(left_out: LeftOut) -> list[str]:
         return []
     more = left_out.count - len(left_out.places)
     return [
-        f"{left_out.count:,} records break the contract and are left out:",
+        f"{left_out.count:,} records break the contract and are left out:"
+        if left_out.count > 1
+        else "1 record breaks the contract and is left out:",
         *(f"  {place}" for place in left_out.places),
         *([f"  and {more:,} more"] if more else []),
     ]
@@ -144,7 +146,7 @@ def enrol(
         raise DataError(f"{data}: expected the records, found nothing; nothing was sent")
     _make(folder)
     with claimed(folder):
-        make_room(folder, invitation.study.hex(), invitation.site)
+        older = check_room(folder, invitation.study.hex(), invitation.site)
         identity = _kept(folder / names.IDENTITY, identities.load, identities.create)
         node = _kept(folder / names.NODE, fleet.load_key, fleet.create_key)
         tell(f"asking {invitation.host}:{invitation.port} for its certificate and the study")
@@ -164,7 +166,8 @@ def enrol(
             policy, proposed = _policy(folder, study)
             check(policy, study)
             tell(f"holding {data} against the study's data contract")
-            counts, left_out = _records(folder, study, data, records)
+            key = _split_key(folder, older)
+            counts, left_out = _records(study, data, records, key)
             check_delta(policy, study, counts.units)
             with Ledger(folder / names.LEDGER) as ledger:
                 adopt(policy, ledger)
@@ -189,6 +192,10 @@ def enrol(
             data=str(data.resolve()),
             fraction=counts.fraction,
         )
+        # Not before: whoever is refused keeps what there was.
+        if older:
+            put_aside(folder)
+        _keep_split(folder, key)
         keep(folder, membership, study, authority)
     member = Member(folder, membership, study)
     return Enrolment(member, fingerprint(identity.public), counts, left_out, proposed)
@@ -242,8 +249,16 @@ def _kept(path: Path, load: Callable[[Path], _Key], create: Callable[[Path], _Ke
     return load(path) if path.exists() else create(path)
 
 
-def _create_split(path: Path) -> None:
-    keyfile.keep(path, secrets.token_hex(SPLIT_KEY_BYTES).encode() + b"\n")
+def _split_key(folder: Path, older: bool) -> bytes:
+    """Return the split key of an earlier try, or a new one where there is none or it is older."""
+    if older or not (folder / names.SPLIT).exists():
+        return secrets.token_bytes(SPLIT_KEY_BYTES)
+    return split_key(folder)
+
+
+def _keep_split(folder: Path, key: bytes) -> None:
+    if not (folder / names.SPLIT).exists():
+        keyfile.keep(folder / names.SPLIT, key.hex().encode() + b"\n")
 
 
 def _study(answer: Enrolled, invitation: Invitation) -> Study:
@@ -278,7 +293,7 @@ def _policy(folder: Path, study: Study) -> tuple[Policy, float | None]:
 
 
 def _records(
-    folder: Path, study: Study, data: Path, given: Callable[[], Records] | None
+    study: Study, data: Path, given: Callable[[], Records] | None, key: bytes
 ) -> tuple[Counts, LeftOut]:
     records = read_records(study, data, leave_out=True) if given is None else given()
     if not len(records):
@@ -287,6 +302,4 @@ def _records(
             f"{records.left_out.count}; nothing was sent",
             records.left_out.places[0] if records.left_out.places else "",
         )
-    if not (folder / names.SPLIT).exists():
-        _create_split(folder / names.SPLIT)
-    return count(study, records, split_key(folder)), records.left_out
+    return count(study, records, key), records.left_out

@@ -36,9 +36,10 @@ from shared_models.study import Study
 FILES_S, LEDGER_S, DISK_S, RECORDS_S, MASKS_S = 10.0, 60.0, 30.0, 300.0, 30.0
 TRIAL_BYTES = 1 << 20  # written and removed, to see that the disk takes it
 SPARE_BYTES = 64 << 20  # on the disk, beyond what a study's files grow to
+PROGRAM_BYTES = 512 << 20  # a site of 641 parameters at work in mode local had 480 MiB at most
 EASY = 4  # times what is needed, below which a person should know
 _OTHERS = 0o077
-_MEMORY = Path("/proc/meminfo")
+_MEMORY, _OWN = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 def folder_check(folder: Path) -> Finding:
@@ -77,13 +78,13 @@ def disk_need(study: Study, parameters: int) -> int:
 
 
 def memory_need(study: Study, parameters: int) -> int:
-    """Return how many bytes the vectors of a round take at their peak, at most.
+    """Return how many bytes the program and the vectors of a round take at their peak, at most.
 
     Measured with four million parameters, in vectors of 8 bytes each: 5 to 13 while a site trains,
     the most with adaptive strategies in mode distributed. The rest is for masks, the store, and
     the next state. Records and what a network keeps of a batch come on top.
     """
-    return 12 * 8 * parameters + 4 * state_bytes_of(study, parameters)
+    return PROGRAM_BYTES + 12 * 8 * parameters + 4 * state_bytes_of(study, parameters)
 
 
 def state_bytes_of(study: Study, parameters: int) -> int:
@@ -185,14 +186,21 @@ def _memory(study: Study) -> Finding:
 
 
 def _available() -> int | None:
-    """Return MemAvailable of Linux, in bytes; None where there is none."""
+    """Return what this program may have, in bytes: MemAvailable of Linux, and what it has already.
+
+    None where the system does not say it.
+    """
     try:
         lines = _MEMORY.read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        return free + _held()
     except (OSError, StopIteration):
         return None
+
+
+def _held() -> int:
+    """Return how much memory this process has, in bytes."""
+    return int(_OWN.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _room(name: str, free: int, need: int, word: str, hint: str) -> Finding:
@@ -215,7 +223,8 @@ def _records(member: Member) -> Finding:
         raise DataError("expected records that keep the study's data contract, found none")
     if left:
         hint = "correct the files; what is left out is not trained on"
-        return Finding("records", "warning", f"{text}, {left:,} do not and are left out", hint)
+        rest = f"{left:,} do not and are left out" if left > 1 else "1 does not and is left out"
+        return Finding("records", "warning", f"{text}, {rest}", hint)
     return Finding("records", "ok", text)
 
 

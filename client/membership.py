@@ -25,7 +25,6 @@ from shared_models.study import Study, read_canonical
 _ENROL = "`fedward-site enrol TOKEN --data PATH` comes first"
 _AGAIN = "restore the file from your own copy, or ask for a new token"
 _OF_A_STUDY = (
-    names.STUDY,
     names.AUTHORITY,
     names.SPLIT,
     names.ROSTER,
@@ -136,21 +135,20 @@ def keep(folder: Path, membership: Membership, study: Study, authority: bytes) -
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def make_room(folder: Path, invited: str, site: str) -> None:
-    """Let a folder be enrolled: put the study before away, when it is over or was never approved.
+def check_room(folder: Path, invited: str, site: str) -> bool:
+    """Say whether the study of a folder must be put aside before it is enrolled.
 
     Args:
-        folder: perhaps of an enrolled site.
-        invited: digest of the study that invites; of the one that is there, nothing changes.
+        folder: perhaps of an enrolled site; nothing in it is changed.
+        invited: digest of the study that invites.
         site: the name that is invited.
 
     Raises:
-        DataError: a study that was approved is not over, or the folder cannot be written.
+        DataError: a study that was approved is not over.
     """
     if not (folder / names.MEMBERSHIP).exists():
-        return
+        return False
     before = load(folder)
-    same = (before.membership.study, before.membership.site) == (invited, site)
     over = before.has(names.NOTICE) or before.has(names.LEFT)
     if before.has(names.APPROVAL) and not over:
         raise DataError(
@@ -158,15 +156,26 @@ def make_room(folder: Path, invited: str, site: str) -> None:
             f"{before.membership.site}; nothing was sent",
             "a folder is of one study at a time: wait for its end, or `fedward-site leave`",
         )
-    if same and not over:
-        return
-    aside = folder / "studies" / f"{before.study.name}-{before.membership.study[:12]}-{site}"
+    return over or (before.membership.study, before.membership.site) != (invited, site)
+
+
+def put_aside(folder: Path) -> None:
+    """Move what is of the study that a folder is enrolled in to a folder below it.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    before = load(folder)
+    about = before.membership
+    aside = folder / "studies" / f"{before.study.name}-{about.study[:12]}-{about.site}"
     try:
         aside.mkdir(mode=0o700, parents=True, exist_ok=True)
         moved = [name for stem in _OF_A_STUDY for name in _with_side_files(folder, stem)]
         moved += [path.name for path in folder.glob("control-*.safetensors")]
-        for name in [*moved, names.MEMBERSHIP]:  # the last one makes the room: a crash before it
-            (folder / name).replace(aside / name)  # leaves the rest to the next try
+        # A crash leaves the rest to the next try, which needs the study to read the membership.
+        write_durably(aside / names.STUDY, before.study.canonical().encode())
+        for name in [*moved, names.MEMBERSHIP]:
+            (folder / name).replace(aside / name)
         sync_folder(folder)
     except OSError as error:
         raise DataError(

@@ -214,10 +214,16 @@ def revoke(site: Site, dir_: Dir = Path()) -> None:
 
         folder = open_folder(dir_)
         with _books(dir_) as books:
+            before = books.page()
             done = desk.revoke(folder, books, site)
-        words = (
-            f"{site} is out; past rounds stay in the model" if done else f"{site} was out before"
-        )
+        if not done:
+            words = f"{site} was out before"
+        elif before.plan is not None:
+            words = f"{site} is out; past rounds stay in the model"
+        elif site in before.invited:
+            words = f"the invitation of {site} is withdrawn"
+        else:
+            words = f"{site} is out; invited again, it has to enrol in a new folder, with new keys"
         _say(_console(), words)
 
 

@@ -250,23 +250,24 @@ class Coordinator:
         message = write_notice(identity, notice, state)
         ask = attendance.exchange(page, 0)
         deadline_s = self._study.aggregation.deadline_s
-        end = time.monotonic() + deadline_s
+        end = time.monotonic() + max(deadline_s, HERE_S)
         alone_since = time.monotonic()
         while time.monotonic() < end:
-            page = self._books.page()
-            left = {one.site for one in page.sites if one.stays and not one.told}
-            there = left & attendance.here(page)
+            there = self._untold() & attendance.here(self._books.page())
             if there:
                 for site, answer in ask(ENDED, dict.fromkeys(there, message), deadline_s):
                     if answer == b"":
                         self._books.confirm_end(site)
                         _LOG.info("%s knows that the study has ended", site)
                 alone_since = time.monotonic()
-            if not left or (not there and time.monotonic() - alone_since > HERE_S):
+            if not self._untold() or (not there and time.monotonic() - alone_since > HERE_S):
                 break
             time.sleep(TICK_S)
-        for site in sorted(left):
+        for site in sorted(self._untold()):
             _LOG.warning("%s was not there to be told; `fedward-server start` tells it later", site)
+
+    def _untold(self) -> set[str]:
+        return {one.site for one in self._books.page().sites if one.stays and not one.told}
 
     def _round(self) -> int:
         return 0 if self._now is None else self._now.state.round

@@ -125,7 +125,16 @@ def _column(column: AnyColumn) -> tuple[str, str]:
     """Return a column's kind and what the study says of its values."""
     said = column.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     said.pop("kind", None)
-    return column.kind, "; ".join(f"{key} {value}" for key, value in said.items())
+    return column.kind, _said(said)
+
+
+def _said(value: object) -> str:
+    """Return a value of a study's JSON as a person would write it."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_said(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _cell(value: object) -> str:

@@ -198,8 +198,10 @@ def test_a_port_that_nobody_listens_on_is_told(certificates: Certificates) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     channel = Channel(Address("127.0.0.1", port, certificates.authority.read_bytes()), 10)
-    with pytest.raises(AbsentError, match=rf"127.0.0.1:{port}: cannot be reached \(Connection ref"):
+    said = rf"127.0.0.1:{port}: cannot be reached \(Connection ref"
+    with pytest.raises(AbsentError, match=said) as found:
         post(channel)
+    assert "is the coordinator's program started" in found.value.hint
 
 
 def test_a_name_that_is_unknown_is_told(certificates: Certificates) -> None:

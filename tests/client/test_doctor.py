@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -277,8 +278,9 @@ def test_a_disk_that_takes_no_more(doctor: Doctor) -> None:
 def test_a_machine_with_too_little_memory(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need = 5 << 20  # KiB; the toy's own need is less than one
+    need = 5 << 20  # KiB
     monkeypatch.setattr(client.machine_checks, "memory_need", lambda *_: need << 10)
+    monkeypatch.setattr(client.machine_checks, "_held", lambda: 0)
     for free, verdict in ((need - 1, "failed"), (need, "warning"), (4 * need, "ok")):
         (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {free} kB\n")
         found = doctor()
@@ -289,6 +291,15 @@ def test_a_machine_with_too_little_memory(
     found = doctor()
     assert (found.bad(), found.code) == ({"memory": "warning"}, 0)
     assert "what is free is not known" in found.says("memory")
+
+
+def test_a_small_study_needs_the_memory_of_the_program_itself(doctor: Doctor) -> None:
+    said = doctor().says("memory")
+    needed = re.search(r"available, (\d+) MiB needed", said)
+    assert needed is not None, said
+    status = Path("/proc/self/status").read_text()
+    held = int(status.split("VmHWM:")[1].split()[0]) >> 10  # PyTorch is loaded here too
+    assert held / 2 < int(needed[1]) < 2 * held
 
 
 def data_of(site: Path, tmp_path: Path) -> Path:
@@ -309,7 +320,7 @@ def test_records_that_break_the_contract(doctor: Doctor, site: Path, tmp_path: P
     table(data, 40, first="431.75,yes")
     found = doctor()
     assert (found.bad(), found.code) == ({"records": "warning"}, 0)
-    assert "39 keep the study's data contract, 1 do not and are left out" in found.says("records")
+    assert "39 keep the study's data contract, 1 does not and is left out" in found.says("records")
     table(data, 1, first="431.75,yes")
     found = doctor()
     assert (found.bad(), found.code) == ({"records": "failed"}, 2)

@@ -1,5 +1,6 @@
 """Enrolment against a real desk: what a site checks before it tells anything, and what it keeps."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -264,6 +265,20 @@ def test_a_folder_that_takes_part_is_not_enrolled_elsewhere(
     assert load(tmp_path / "bonn").membership.site == desk.name
 
 
+def test_a_token_that_is_refused_leaves_the_membership_that_there_was(
+    desk: Desk, data: Path, tmp_path: Path
+) -> None:
+    """As when two hospitals' tokens are tried in one folder: it has the first one's keys."""
+    folder = tmp_path / "bonn"
+    enrol(desk.invite(), data, folder, silent)
+    before = {path: path.read_bytes() for path in folder.glob("*.*") if path.suffix != ".db"}
+    with pytest.raises(DataError, match="refused by the coordinator"):
+        enrol(desk.invite("other"), data, folder, silent)
+    assert before == {path: path.read_bytes() for path in before}
+    assert load(folder).membership.site == desk.name
+    assert not (folder / "studies").exists()
+
+
 def test_a_study_that_is_over_is_put_aside_and_the_ledger_stays(
     desk: Desk, data: Path, tmp_path: Path
 ) -> None:
@@ -274,12 +289,45 @@ def test_a_study_that_is_over_is_put_aside_and_the_ledger_stays(
     with open_desk(tmp_path / "second", asked_for(rounds=2)) as second:
         enrol(second.invite(), data, folder, silent)
     assert load(folder).study.rounds == 2
-    aside = [load(one).study.rounds for one in (folder / "studies").iterdir()]
-    assert aside == [3]
+    (aside,) = (folder / "studies").iterdir()
+    assert load(aside).study.rounds == 3
+    assert aside.name.endswith(f"-{desk.name}")
+    assert (aside / "split.key").read_bytes() != (folder / "split.key").read_bytes()
     assert not (folder / "left.json").exists()
     assert (folder / "identity.key").read_bytes() == identity
     with Journal(folder / "journal.db") as journal:
         assert [note.kind for note in journal.rows()] == ["letter", "enrol", "letter"] * 2
+
+
+def test_a_crash_while_the_study_before_is_put_aside_costs_the_token_nothing(
+    desk: Desk, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, move = tmp_path / "bonn", Path.replace
+    enrol(desk.invite(), data, folder, silent)
+    (folder / "left.json").write_text("{}")
+    moved, done = list[str](), False
+
+    def crashing(self: Path, target: Path) -> Path:
+        if self.parent == folder and target.parent != folder:
+            if moved:
+                raise KeyboardInterrupt
+            moved.append(self.name)
+        return move(self, target)
+
+    with open_desk(tmp_path / "second", asked_for(rounds=2)) as second:
+        token, tries = second.invite(), 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", crashing)
+            while not done:  # one file further each time
+                moved.clear()
+                tries += 1
+                with contextlib.suppress(KeyboardInterrupt):
+                    enrol(token, data, folder, silent)
+                    done = True
+    assert tries >= 4
+    assert load(folder).study.rounds == 2
+    (aside,) = (folder / "studies").iterdir()
+    assert load(aside).study.rounds == 3
 
 
 def test_a_folder_in_which_another_works_is_left_alone(

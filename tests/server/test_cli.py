@@ -183,11 +183,24 @@ def test_a_roster_is_sealed_once(program: Program) -> None:
     )
 
 
+def test_what_a_revocation_did_is_said(program: Program) -> None:
+    init(program)
+    program("invite", "late", "--dir", "study")
+    revoke = ("revoke", "--dir", "study")
+    assert "the invitation of late is withdrawn" in program(*revoke, "late").err
+    enrolled()
+    assert "graz is out; invited again, it has to enrol" in program(*revoke, "graz").err
+    assert "graz was out before" in program(*revoke, "graz").err
+    program("seal", "--dir", "study")
+    assert program(*revoke, "graz").err == "graz was out before\n"
+
+
 def test_a_revocation_that_leaves_too_few_is_refused(program: Program) -> None:
     init(program)
     enrolled()
     program("seal", "--dir", "study")
-    assert program("revoke", "graz", "--dir", "study").code == 0
+    ended = program("revoke", "graz", "--dir", "study")
+    assert (ended.code, ended.err) == (0, "graz is out; past rounds stay in the model\n")
     refused(program("revoke", "jena", "--dir", "study"), 3)
     standing = json.loads(program("status", "--dir", "study", "--json").out)
     assert [one["state"] for one in standing["sites"]] == ["enrolled"] * 3 + ["revoked"]

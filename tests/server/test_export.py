@@ -128,6 +128,8 @@ def test_the_card_says_who_took_part_and_what_was_measured(distributed: Folder) 
     card = (ended(distributed) / "card.md").read_text()
     for name in NAMES:
         assert f"| {name} |" in card
+    assert "| age | number | low 0; high 100 |" in card
+    assert "| ill (predicted) | category | values no, yes |" in card
     assert card.count("left or revoked; past rounds stay in the model") == 1
     assert "0.812 | 0.750 to 0.875 | 96 |" in card
     assert "after round 3" in card
