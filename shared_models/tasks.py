@@ -86,7 +86,7 @@ TASKS: dict[str, Task] = {
             "Diagnosis from one small picture, such as an X-ray.",
             networks=("cnn", "mlp"),
             columns=("image",),
-            examples=("pneumonia", "lung", "digits"),
+            examples=("pneumonia", "lung", "digits", "tissue"),
         ),
         Task(
             "series",

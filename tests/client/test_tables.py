@@ -103,7 +103,7 @@ def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
 def test_a_short_or_long_row_is_refused(tmp_path: Path, row: str) -> None:
     message = refusal(write(tmp_path, f"age,note\n1,a\n{row}\n"), contract())
     assert "row 3: expected 2 columns" in message
-    assert "77" not in message
+    assert "77" not in message.removeprefix(str(tmp_path))  # a folder's number may be the same
 
 
 def test_another_count_of_columns_without_header_is_refused(tmp_path: Path) -> None:

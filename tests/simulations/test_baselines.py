@@ -230,5 +230,5 @@ def test_coloured_pictures_are_told_apart_by_their_colours(tmp_path: Path) -> No
             "privacy": {"mode": "none"},
         }
     )
-    records = pooled(study, tmp_path / "all.npz")
+    records = pooled_records(study, tmp_path / "all.npz")
     assert linear(study, records.train(), records.held())["auc"].value == 1.0

@@ -18,6 +18,7 @@ def results(baselines: bool, private: bool) -> dict[str, Any]:
         "study": {"name": "breast", "aggregation": {"masking": "none" if private else "fsa1"}},
         "sites": 5,
         "rounds": 30,
+        "headline": "auc",
         "metrics": {**figures, "f1": {"value": None, "low": None, "high": None, "n": 0}},
         "baselines": trainings if baselines else None,
         "privacy": {

@@ -71,10 +71,13 @@ class Deployment:
             where: the folder.
             bend: what is not as it should be with it (tests/system/bent.py).
         """
-        err = (self.folder / f"{where}.{arguments[0]}.err").open("a+")
-        command = [sys.executable, BENT, bend, program] if bend else [BIN / program]
+        command = [sys.executable, str(BENT), bend, program] if bend else [str(BIN / program)]
+        return self._begin([*command, *arguments, "--dir", where], f"{where}.{arguments[0]}.err")
+
+    def _begin(self, command: list[str], words: str) -> Process:
+        err = (self.folder / words).open("a+")
         process = subprocess.Popen(
-            [*command, *arguments, "--dir", where],
+            command,
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)},
             stdin=subprocess.DEVNULL,
@@ -120,6 +123,12 @@ class Deployment:
     def start(self, site: str, plan: str, confirmed: str = "all", bend: str = "") -> Process:
         typed = ("--approve", plan, "--confirmed", confirmed)
         return self.begin("fedward-site", "start", *typed, where=site, bend=bend)
+
+    def predict(self, site: str, records: Path) -> Process:
+        """Use the model that a site took home, on records; the one command without a folder."""
+        out = ("--out", str(self.path(site) / "predictions.csv"))
+        typed = ("predict", str(self.path(site) / "model"), "--data", str(records), *out)
+        return self._begin([str(BIN / "fedward-site"), *typed], f"{site}.predict.err")
 
     def until(self, holds: Callable[[], bool], *alive: Process) -> None:
         end = time.monotonic() + WAIT_S

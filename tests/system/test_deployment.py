@@ -25,23 +25,29 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.deployment = Deployment(folder, heart(ROUNDS))
+        self.files = {site: folder / f"processed.{site}.data" for site in SITES}
 
     def run(self) -> None:
         self.deployment.found(bend="keep=captured")
         self.enrolled = self.deployment.enrol(data=self.records)
         self.sealed = self.deployment.server("seal")
         self.plan = self.sealed.out.strip()
-        with self.deployment.path(f"processed.{BROKEN_AT}.data").open("a") as file:
+        with self.files[BROKEN_AT].open("a") as file:
             file.write(BROKEN)  # enrolled, the hospital has got one more record, and a bad one
         begun: dict[str, Process] = {site: self.deployment.start(site, self.plan) for site in SITES}
         self.started = {site: self.deployment.ended(one) for site, one in begun.items()}
         self.coordinator = self.deployment.ended(self.deployment.coordinator)
+        self.files[BROKEN_AT].write_text(self.files[BROKEN_AT].read_text().removesuffix(BROKEN))
         self.exported = self.deployment.server("export")
+        self.predicted = {
+            site: self.deployment.ended(self.deployment.predict(site, self.files[site]))
+            for site in SITES
+        }
 
     def records(self, site: str) -> Path:
         """The hospital's own file, and one patient more."""
         text = (DATA / f"processed.{site}.data").read_text()
-        path = self.deployment.path(f"processed.{site}.data")
+        path = self.files[site]
         path.write_text(f"{text.rstrip()}\n61,1,4,138,{PLANTED[site]},0,1,125,1,3.6,2,1,3,4\n")
         return path
 
@@ -63,6 +69,7 @@ def test_every_command_ends_well(study: Study) -> None:
         *study.started.values(),
         study.coordinator,
         study.exported,
+        *study.predicted.values(),
     ]
     assert [one.code for one in ended] == [0] * len(ended), ended
 
@@ -76,6 +83,12 @@ def test_every_hospital_takes_the_same_model_home(study: Study) -> None:
     for site in SITES:
         said = json.loads((study.deployment.path(site) / "model" / "model.json").read_text())
         assert said["computed_here"] is True
+
+
+def test_each_hospital_uses_the_model_on_its_own_records(study: Study) -> None:
+    for site in SITES:
+        lines = (study.deployment.path(site) / "predictions.csv").read_text().splitlines()
+        assert len(lines) == 1 + len(study.files[site].read_text().splitlines())
 
 
 def test_the_coordinators_folder_and_what_it_was_sent_hold_no_record(study: Study) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,21 +128,33 @@ def told(system: System, site: str, words: str) -> list[str]:
 # --- the network ---------------------------------------------------------------------------------
 
 
-def test_a_network_that_is_cut_ends_nothing(running: System) -> None:
-    """Longer than a round may take: attempts fail meanwhile. Each site says it once."""
+def cut_and_mend(running: System, at_least_s: float) -> None:
     before = {site: len(told(running, site, "trying again")) for site in SITES}
     spent = running.standing()["attempts"]["spent"]
     running.cable.cut()
     running.deployment.until(
         lambda: all(len(told(running, site, "trying again")) > before[site] for site in SITES)
     )
-    running.deployment.until(lambda: running.standing()["attempts"]["spent"] > spent + 1)
+    until = time.monotonic() + at_least_s
+    running.deployment.until(
+        lambda: time.monotonic() > until and running.standing()["attempts"]["spent"] > spent + 1
+    )
     running.cable.mend()
     running.go_on()
     for site in SITES:
         lines = told(running, site, "trying again")[before[site] :]
         assert len(set(lines)) == len(lines) <= 2, lines  # reset, and then refused
         assert all(f"127.0.0.1:{running.cable.port}: cannot be reached" in one for one in lines)
+
+
+def test_a_network_that_is_cut_ends_nothing(running: System) -> None:
+    """Longer than a round may take: attempts fail meanwhile. Each site says it once."""
+    cut_and_mend(running, 0.0)
+
+
+@pytest.mark.soak
+def test_a_network_that_is_cut_for_a_minute_ends_nothing(running: System) -> None:
+    cut_and_mend(running, 60.0)
 
 
 # --- clocks --------------------------------------------------------------------------------------
