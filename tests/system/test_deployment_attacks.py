@@ -14,8 +14,10 @@ import shutil
 import socket
 import sqlite3
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,17 @@ class System:
         return tls.wrap_socket(raw, server_hostname="127.0.0.1")
 
     def ask(self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> int:
-        """The status of one request of somebody who has the authority's certificate."""
+        """The status of one request of somebody who has the authority's certificate.
+
+        The site whose key it borrows asks too: what is refused as too often is asked again.
+        """
+        for _ in range(20):
+            if (status := self._asked(path, body, headers)) != HTTPStatus.TOO_MANY_REQUESTS:
+                break
+            time.sleep(0.1)
+        return status
+
+    def _asked(self, path: str, body: bytes, headers: Mapping[str, str] | None) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         connection.sock = self.line()
         more = {"content-type": "application/protobuf", **(headers or {})}
