@@ -5,7 +5,9 @@ honest one: it has every key that a coordinator has. After each attack the hones
 """
 
 import contextlib
+import hashlib
 import http.client
+import io
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import socket
 import sqlite3
 import ssl
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,13 +57,17 @@ OUTSIDE = ("/v1/control/list-runs", "/v1/control/register-node", "/v1/runtime/ac
 
 
 class System:
-    """The deployment, and a hand at its door."""
+    """The deployment, and a hand at its door.
+
+    Its first coordinator is honest but for Flower's run, which has a bundle of planted code.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.deployment = Deployment(folder, STUDY, SITES)
         self.path, self.port = folder, self.deployment.port
         self.processes: dict[str, Process] = {}
-        self.deployment.found()
+        self.planted = folder / "it-ran"
+        self.deployment.found(f"planted={self.planted}")
 
     # --- hospitals
 
@@ -352,6 +359,21 @@ def test_a_wrong_authority_is_never_spoken_to(running: System) -> None:
     assert ended.code == 2, ended
     assert "the server's certificate is not signed by" in ended.err
     assert "found certificate failed; nothing was begun" in ended.err
+
+
+def test_planted_code_in_the_run_is_never_run(running: System) -> None:
+    """All rounds until here were of that run, and each hospital has sent vectors for it."""
+    database = running.path / "coordinator" / "flower.db"
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as flower:
+        bundles = flower.execute("SELECT hex(content) FROM fab").fetchall()
+        runs = flower.execute("SELECT DISTINCT fab_hash FROM run").fetchall()
+    content = bytes.fromhex(bundles[0][0])
+    assert str(running.planted).encode() in zipfile.ZipFile(io.BytesIO(content)).read(
+        "client/app.py"
+    )
+    assert runs == [(hashlib.sha256(content).hexdigest(),)]
+    assert min(running.vectors().values()) > 0
+    assert not running.planted.exists()
 
 
 # --- a coordinator that lies ---------------------------------------------------------------------
