@@ -37,6 +37,8 @@ from server import desk
 from server.books import Books
 from server.certificates import issue
 from server.folder import BOOKS, open_folder
+from server.office import AUTHORITY_PATH
+from shared_models import letters
 from shared_models.invitation import read_token, write_token
 from shared_models.roster_file import read_roster, roster_bytes, sign_roster
 from shared_models.study import load_study
@@ -312,25 +314,30 @@ def test_a_gigabyte_costs_the_server_no_memory(running: System) -> None:
     """The bound is many times a payload of this study, and a thirtieth of what was offered."""
     before = running.peak_mb()
     key = running.key("graz")
-    assert poured(running, {"content-length": str(1 << 30)}) == 413
-    assert poured(running, {"content-length": str(1 << 30), **key.headers()}) == 413
-    status = 429  # the site itself sends an answer just now: one at a time
-    while status == 429:
-        status = poured(running, {"transfer-encoding": "chunked", **key.headers()})
-    assert status == 413
-    assert poured(running, {"transfer-encoding": "chunked"}) == 401
+    declared, pieces = {"content-length": str(1 << 30)}, {"transfer-encoding": "chunked"}
+    for path in (PUSH, PULL, BEAT):
+        assert poured(running, path, declared) == 413
+        assert poured(running, path, {**declared, **key.headers()}) == 413
+        status = 429  # the site itself sends an answer just now: one at a time
+        while status == 429:
+            status = poured(running, path, {**pieces, **key.headers()})
+        assert status == 413, path
+        assert poured(running, path, pieces) == 401
+    for path in (letters.PATH, AUTHORITY_PATH):  # whoever enrols has no key yet
+        assert poured(running, path, declared) == 413
+        assert poured(running, path, pieces) == 413
     assert running.peak_mb() - before < 32
     running.go_on()
 
 
-def poured(system: System, headers: Mapping[str, str]) -> int:
+def poured(system: System, path: str, headers: Mapping[str, str]) -> int:
     """Send a gigabyte, or as much of it as is taken; return the status."""
     piece = b"x" * (1 << 20)
     if "transfer-encoding" in headers:
         piece = b"100000\r\n" + piece + b"\r\n"
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with system.line() as line:
-        line.sendall(f"POST {PUSH} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
+        line.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
         with contextlib.suppress(OSError):  # it hung up
             for _ in range(1 << 10):
                 line.sendall(piece)
