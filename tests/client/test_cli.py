@@ -34,6 +34,12 @@ delta = 1e-5
 rows_per_patient = 3
 """
 
+LEFT = (
+    "Past rounds stay in the model, and the ledger keeps what they cost: `fedward-site budget` "
+    "shows it. The other hospitals go on as long as enough of them stay. "
+    "left toy; the coordinator knows it, and it is in the log"
+)
+
 
 class Ended(NamedTuple):
     code: int
@@ -298,7 +304,9 @@ def test_a_hospital_is_led_from_its_token_to_its_leave(program: Program, tmp_pat
 
         assert "expected --yes" in program("leave").err
         assert desk.state("bonn") == "enrolled"
-        assert program("leave", "--yes").code == 0
+        left = program("leave", "--yes")
+        assert left.code == 0
+        assert " ".join(left.err.split()) == LEFT
         assert desk.state("bonn") == "left"
         assert "this site has left toy" in refused(program("start"), 3)
 

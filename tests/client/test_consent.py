@@ -25,7 +25,7 @@ from shared_models import plan as plans
 from shared_models.fingerprint import fingerprint
 from shared_models.roster_file import Member, RosterFile, sign_roster
 from tests.client.desk import NAMES, Desk, Hospital, asked_for, join, open_desk
-from tests.server.conftest import free_port
+from tests.server.conftest import DISTRIBUTED, free_port
 
 
 class Stopped(Exception):
@@ -189,6 +189,32 @@ def test_with_three_sites_every_peer_must_be_confirmed(desk: Desk, tmp_path: Pat
     with pytest.raises(PrivacyError, match="at most 0 of 2"):
         ask(sites[0], Steward("ulm"))
     assert ask(sites[0], Steward("ulm", "jena")).plan.n == 3
+
+
+def test_noise_that_allows_for_no_colluder_wants_every_peer_confirmed(tmp_path: Path) -> None:
+    """Of four sites the masks allow one, and so would mode local."""
+    study = asked_for(
+        privacy={**DISTRIBUTED, "colluders": 0},
+        training={"learning_rate": 0.5},
+    )
+    with open_desk(tmp_path / "coordinator", study) as desk:
+        sites = join(desk, tmp_path)
+        desk.seal()
+        with pytest.raises(PrivacyError, match="at most 0 of 3 other hospitals"):
+            ask(sites[0], Steward("ulm", "jena"))
+        assert kept(sites[0]) is None
+        assert ask(sites[0], Steward()).approval.confirmed == ("graz", "jena", "ulm")
+
+
+def test_the_policys_own_number_of_unconfirmed_peers_counts(desk: Desk, tmp_path: Path) -> None:
+    sites = join(desk, tmp_path)
+    desk.seal()
+    path = sites[0].folder / "policy.toml"
+    path.write_text("unconfirmed_max = 0\n" + path.read_text())
+    with pytest.raises(PrivacyError, match="at most 0 of 3 other hospitals"):
+        ask(sites[0], Steward("ulm", "jena"))
+    assert kept(sites[0]) is None
+    assert ask(sites[0], Steward()).approval.confirmed == ("graz", "jena", "ulm")
 
 
 def test_a_site_that_is_revoked_changes_no_approval_of_others(desk: Desk, tmp_path: Path) -> None:

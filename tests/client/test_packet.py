@@ -45,6 +45,7 @@ from shared_models.study import Study, parse_study
 from shared_models.weights import vector_of
 
 SERVER = keys.identity(bytes([99]) * 32)
+VECTORS = Path(__file__).parents[1] / "vectors"
 NAMES = ("ash", "bonn", "cork", "delft", "essen", "faro", "gent")
 CEILING = Ceiling(unit="record", epsilon=8.0, delta=1e-6)
 POLICY = Policy(dataset="ward", ceilings={"ward": CEILING})
@@ -412,6 +413,25 @@ def test_a_column_of_each_kind_is_in_words(column: dict[str, Any], text: str) ->
 
 
 # Its words
+
+
+@pytest.mark.parametrize("privacy", [LOCAL, DISTRIBUTED], ids=["local", "distributed"])
+def test_the_whole_packet_says_what_it_said(
+    privacy: Mapping[str, object], ledger: Ledger, tmp_path: Path
+) -> None:
+    """A sentence that a steward decides on neither vanishes nor changes unnoticed.
+
+    Left out is what asks again, with the plan's digest, which each change of the code changes.
+    """
+    ledger.debit(other_event(), "0")
+    packet = packet_of(study(privacy), ledger, who=roster(5, revoked=["delft"]))
+    text = "".join(f"{line.rstrip()}\n" for line in lines_of(packet))
+    text, cut = re.subn(rf"(?s)(WHAT YOU APPROVE\n).*{packet.digest}", r"\1  ...", text)
+    assert cut == 1
+    golden = VECTORS / f"packet_{packet.mode}.txt"
+    found = tmp_path / golden.name
+    found.write_text(text)
+    assert text == golden.read_text(), f"if the change is meant: cp {found} {golden}"
 
 
 def test_whatever_a_terminal_would_obey_is_written_out(ledger: Ledger) -> None:

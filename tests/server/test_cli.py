@@ -1,5 +1,6 @@
-"""fedward-server as it is typed: what init and seal refuse, and that help and status are quick."""
+"""fedward-server as it is typed: what it refuses and shows, and that help and status are quick."""
 
+import io
 import json
 import socket
 import subprocess
@@ -10,13 +11,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import tomli_w
+from rich.console import Console
 
 from server import cli
 from server.books import Books
 from server.folder import BOOKS
+from shared_models.fingerprint import fingerprint
 from shared_models.invitation import read_token
 from tests.server.conftest import DOCUMENT, free_port
-from tests.server.members import NAMES, enrol
+from tests.server.members import NAMES, enrol, key
 
 PRINTED = "sorted({'torch', 'flwr', 'opacus'} & set(sys.modules))"
 
@@ -205,6 +208,41 @@ def test_a_revocation_that_leaves_too_few_is_refused(program: Program) -> None:
     standing = json.loads(program("status", "--dir", "study", "--json").out)
     assert [one["state"] for one in standing["sites"]] == ["enrolled"] * 3 + ["revoked"]
     assert "of that name" in refused(program("revoke", "mars", "--dir", "study"), 2)
+
+
+def test_status_is_a_table_of_sites_with_their_words(program: Program) -> None:
+    init(program)
+    enrolled(*NAMES[:3])
+    program("invite", "graz", "--dir", "study")
+    ended = program("status", "--dir", "study")
+    assert (ended.code, ended.err) == (0, "")
+    lines = [line.split() for line in ended.out.splitlines()]
+    words = "toy: sites enrol; `seal` closes the roster (not served: `fedward-server start`)"
+    assert lines[0] == words.split()
+    for name in NAMES[:3]:
+        assert [name, "enrolled", *fingerprint(key(name).public).split()] in lines
+    assert ["graz", "invited"] in lines
+    plan = program("seal", "--dir", "study").out.strip()
+    assert f"plan {plan}\n" in program("status", "--dir", "study").out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_start_shows_the_table_to_whoever_is_at_a_terminal(
+    program: Program, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    from server.coordinator import Coordinator
+
+    init(program)
+    enrolled()
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=80, color_system=None)
+    monkeypatch.setattr(cli, "_console", lambda: console)
+    monkeypatch.setattr(Coordinator, "run", lambda self: None)
+    ended = program("start", "--dir", "study")
+    assert (ended.code, ended.out) == (0, "")
+    for name in NAMES:
+        assert (fingerprint(key(name).public) in screen.getvalue()) == terminal
+    assert screen.getvalue().endswith("next: fedward-server export --dir study\n")
 
 
 def test_export_waits_for_the_end(program: Program) -> None:

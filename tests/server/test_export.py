@@ -24,6 +24,7 @@ from server.export import export
 from server.folder import BOOKS, CHECKPOINT, Folder
 from shared_models.roster_file import read_roster
 from shared_models.strategies import read_state
+from shared_models.study import load_study
 from shared_models.weights import vector_of
 from shared_models.wording import show_epsilon
 from tests.server.conftest import DISTRIBUTED
@@ -203,6 +204,26 @@ def test_the_model_is_the_checkpoints_and_can_be_used(distributed: Folder) -> No
     study, network = load_model(ended(distributed))
     assert study.digest() == distributed.study.digest()
     assert vector_of(network).tolist() == [0.5, -0.25]
+
+
+def test_a_bundle_has_these_files_and_no_other(distributed: Folder) -> None:
+    bundle = ended(distributed)
+    assert {path.name for path in bundle.iterdir()} == {
+        "SHA256SUMS",
+        "SHA256SUMS.sig",
+        "card.md",
+        "model.json",
+        "model.safetensors",
+        "privacy.json",
+        "roster.json",
+        "server.pem",
+        "study.toml",
+    }
+
+
+def test_the_study_of_the_bundle_is_the_one_that_was_approved(distributed: Folder) -> None:
+    study = load_study(ended(distributed) / "study.toml")
+    assert study.digest() == distributed.study.digest() == distributed.settings.study
 
 
 def test_no_key_is_taken_home(distributed: Folder) -> None:

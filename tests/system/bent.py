@@ -8,12 +8,16 @@ BEND is one of
     threshold       the server works with t = 3, and says so in its plan
     surround=A,B,C  the server invites these sites alone, and holds three for enough
     expired         the server's certificate ended a hundred days ago
+    planted=FILE    the server's run has a bundle of code that makes FILE wherever it is run
     clock=SECONDS   the site's clock is so far ahead from SIGUSR1 on, and right again from SIGUSR2
 """
 
+import hashlib
+import io
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,6 +76,39 @@ def expired(_: str) -> None:
     server.folder.issue = old  # type: ignore[assignment]
 
 
+def planted(marker: str) -> None:
+    import server.superlink
+
+    server.superlink.SuperLink._begin = lambda link: begin_planted(link._state, marker)  # type: ignore[method-assign]
+
+
+def begin_planted(state: Any, marker: str) -> tuple[int, int]:
+    """Begin a run of Flower's that has a bundle, as stock Flower does; ours never has one."""
+    from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+    from flwr.supercore.fab import Fab
+
+    content = bundle(f"open({marker!r}, 'w').close()\n")
+    digest = hashlib.sha256(content).hexdigest()
+    state.store_fab(Fab(digest, content, {}))
+    run = state.create_run(
+        "x/x", "1", digest, {}, NOOP_FEDERATION_ID, None, "<id:none>", TaskType.SERVER_APP
+    )
+    task = state.get_run_info(run_ids=[run])[0].primary_task_id
+    assert state.claim_task(task)
+    assert state.activate_task(task)
+    return run, task
+
+
+def bundle(code: str) -> bytes:
+    """The code under every name that a site could import it by."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as files:
+        files.writestr("pyproject.toml", '[project]\nname = "x"\nversion = "1"\n')
+        for name in ("client/__init__.py", "client/app.py", "sitecustomize.py", "flwr/__init__.py"):
+            files.writestr(name, code)
+    return packed.getvalue()
+
+
 def clock(seconds: str) -> None:
     import client.channel
     import client.fleet
@@ -98,7 +135,7 @@ def main() -> None:
     bend, program = sys.argv[1:3]
     sys.argv = [program, *sys.argv[3:]]
     name, _, value = bend.partition("=")
-    bends = {one.__name__: one for one in (keep, threshold, surround, expired, clock)}
+    bends = {one.__name__: one for one in (keep, threshold, surround, expired, planted, clock)}
     bends[name](value)
     if program == "fedward-server":
         from server.cli import main as run

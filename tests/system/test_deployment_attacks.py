@@ -5,7 +5,9 @@ honest one: it has every key that a coordinator has. After each attack the hones
 """
 
 import contextlib
+import hashlib
 import http.client
+import io
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import socket
 import sqlite3
 import ssl
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +37,8 @@ from server import desk
 from server.books import Books
 from server.certificates import issue
 from server.folder import BOOKS, open_folder
+from server.office import AUTHORITY_PATH
+from shared_models import letters
 from shared_models.invitation import read_token, write_token
 from shared_models.roster_file import read_roster, roster_bytes, sign_roster
 from shared_models.study import load_study
@@ -54,13 +59,17 @@ OUTSIDE = ("/v1/control/list-runs", "/v1/control/register-node", "/v1/runtime/ac
 
 
 class System:
-    """The deployment, and a hand at its door."""
+    """The deployment, and a hand at its door.
+
+    Its first coordinator is honest but for Flower's run, which has a bundle of planted code.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.deployment = Deployment(folder, STUDY, SITES)
         self.path, self.port = folder, self.deployment.port
         self.processes: dict[str, Process] = {}
-        self.deployment.found()
+        self.planted = folder / "it-ran"
+        self.deployment.found(f"planted={self.planted}")
 
     # --- hospitals
 
@@ -305,25 +314,30 @@ def test_a_gigabyte_costs_the_server_no_memory(running: System) -> None:
     """The bound is many times a payload of this study, and a thirtieth of what was offered."""
     before = running.peak_mb()
     key = running.key("graz")
-    assert poured(running, {"content-length": str(1 << 30)}) == 413
-    assert poured(running, {"content-length": str(1 << 30), **key.headers()}) == 413
-    status = 429  # the site itself sends an answer just now: one at a time
-    while status == 429:
-        status = poured(running, {"transfer-encoding": "chunked", **key.headers()})
-    assert status == 413
-    assert poured(running, {"transfer-encoding": "chunked"}) == 401
+    declared, pieces = {"content-length": str(1 << 30)}, {"transfer-encoding": "chunked"}
+    for path in (PUSH, PULL, BEAT):
+        assert poured(running, path, declared) == 413
+        assert poured(running, path, {**declared, **key.headers()}) == 413
+        status = 429  # the site itself sends an answer just now: one at a time
+        while status == 429:
+            status = poured(running, path, {**pieces, **key.headers()})
+        assert status == 413, path
+        assert poured(running, path, pieces) == 401
+    for path in (letters.PATH, AUTHORITY_PATH):  # whoever enrols has no key yet
+        assert poured(running, path, declared) == 413
+        assert poured(running, path, pieces) == 413
     assert running.peak_mb() - before < 32
     running.go_on()
 
 
-def poured(system: System, headers: Mapping[str, str]) -> int:
+def poured(system: System, path: str, headers: Mapping[str, str]) -> int:
     """Send a gigabyte, or as much of it as is taken; return the status."""
     piece = b"x" * (1 << 20)
     if "transfer-encoding" in headers:
         piece = b"100000\r\n" + piece + b"\r\n"
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with system.line() as line:
-        line.sendall(f"POST {PUSH} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
+        line.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
         with contextlib.suppress(OSError):  # it hung up
             for _ in range(1 << 10):
                 line.sendall(piece)
@@ -352,6 +366,21 @@ def test_a_wrong_authority_is_never_spoken_to(running: System) -> None:
     assert ended.code == 2, ended
     assert "the server's certificate is not signed by" in ended.err
     assert "found certificate failed; nothing was begun" in ended.err
+
+
+def test_planted_code_in_the_run_is_never_run(running: System) -> None:
+    """All rounds until here were of that run, and each hospital has sent vectors for it."""
+    database = running.path / "coordinator" / "flower.db"
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as flower:
+        bundles = flower.execute("SELECT hex(content) FROM fab").fetchall()
+        runs = flower.execute("SELECT DISTINCT fab_hash FROM run").fetchall()
+    content = bytes.fromhex(bundles[0][0])
+    assert str(running.planted).encode() in zipfile.ZipFile(io.BytesIO(content)).read(
+        "client/app.py"
+    )
+    assert runs == [(hashlib.sha256(content).hexdigest(),)]
+    assert min(running.vectors().values()) > 0
+    assert not running.planted.exists()
 
 
 # --- a coordinator that lies ---------------------------------------------------------------------

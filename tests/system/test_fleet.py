@@ -41,6 +41,7 @@ from server.certificates import Certificates, issue
 from server.gateway import serve
 from server.hub import Hub
 from server.listener import Door, Listener
+from tests.system.bent import begin_planted
 from tests.system.cable import Cable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -799,39 +800,14 @@ def test_a_clock_that_is_off_is_told_in_one_line(
 def test_a_bundle_with_planted_code_is_never_fetched_nor_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is hostile: stock Flower without a gateway, whose run has a bundle."""
-    import hashlib
-    import io
-    import zipfile
+    """The server is hostile: Flower's run has a bundle. The gateway keeps what sites ask for.
 
-    from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-    from flwr.supercore.fab import Fab
-
+    Processes that meet such a run are in test_deployment_attacks.
+    """
     marker = tmp_path / "it-ran"
-    planted = f"open({str(marker)!r}, 'w').close()\n"
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as bundle:
-        bundle.writestr("pyproject.toml", '[project]\nname = "x"\nversion = "1"\n')
-        for name in ("client/__init__.py", "client/app.py", "sitecustomize.py", "flwr/__init__.py"):
-            bundle.writestr(name, planted)
-    content = packed.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
     hub = Hub(None, tmp_path)
     paths: set[str] = set()
-
-    def begin() -> tuple[int, int]:
-        state = hub._link._state
-        state.store_fab(Fab(digest, content, {}))
-        run = state.create_run(
-            "x/x", "1", digest, {}, NOOP_FEDERATION_ID, None, "<id:none>", TaskType.SERVER_APP
-        )
-        task = state.get_run_info(run_ids=[run])[0].primary_task_id
-        assert task is not None
-        assert state.claim_task(task)
-        assert state.activate_task(task)
-        return run, task
-
-    monkeypatch.setattr(hub._link, "_begin", begin)
+    monkeypatch.setattr(hub._link, "_begin", lambda: begin_planted(hub._link._state, str(marker)))
 
     from server.gateway import Gateway
 
