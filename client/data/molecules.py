@@ -56,7 +56,7 @@ def scaffolds(table: Table, name: str) -> npt.NDArray[np.object_]:
     found = np.full(table.length, "", dtype=object)
     for row, molecule in enumerate(_molecules(table, name)):
         if molecule is not None:
-            core = GetScaffoldForMol(molecule)
+            core = GetScaffoldForMol(molecule)  # type: ignore[no-untyped-call]
             # Chains have none: each is its own.
             found[row] = MolToSmiles(core if core.GetNumAtoms() else molecule)
     return found
