@@ -278,6 +278,7 @@ class _Station:
                     reply = self._hear_end(agreed, journal, letters, message)
                 else:
                     reply = participant.answer(kind, message)
+                    check_stays(member)  # it may have left while it trained
             except FedwardError as error:
                 journal.note("refused", message=kind, asked=asked, code=error.exit_code)
                 raise
@@ -304,7 +305,8 @@ class _Station:
         key = load_key(member.folder / names.NODE)
         fleet = Fleet(member.address(), key, member.membership.node, most, member.folder / "flower")
         _LOG.info("at work in %s under plan %s", member.study.name, approval)
-        fleet.serve(make_app(kinds, answer, keep_bug), kinds, self._stop)
+        app = make_app(kinds, answer, keep_bug)
+        fleet.serve(app, kinds, self._stop, gone=lambda: member.has(names.LEFT))
 
     def _hear_end(
         self, agreed: Agreed, journal: Journal, letters: Correspondence, message: bytes
