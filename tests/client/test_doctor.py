@@ -24,11 +24,12 @@ import client.channel
 import client.doctor
 import client.line_checks
 import client.machine_checks
-from client import approval
+from client import approval, station
 from client.hours import DAYS
 from client.policy import load_policy
 from privacy import secagg_site
 from privacy.accounting import Event
+from privacy.errors import PrivacyError
 from privacy.ledger import Ledger
 from server.certificates import Certificates, issue
 from server.gateway import serve
@@ -483,11 +484,7 @@ def test_a_server_of_another_name(doctor: Doctor, site: Path) -> None:
 def test_a_certificate_that_has_expired(
     desk: Desk, doctor: Doctor, site: Path, tmp_path: Path
 ) -> None:
-    long_ago = datetime.now(UTC) - timedelta(days=500)
-    old = issue(tmp_path / "tls", ["127.0.0.1"], long_ago)
-    shutil.copy(old.authority, site / "authority.pem")
-    with another_server(tmp_path, old, desk.apps) as port:
-        edit(site, port=port)
+    with expired(desk, site, tmp_path):
         assert "the coordinator renews it by a restart" in untrusted(doctor())
 
 
@@ -579,6 +576,84 @@ def test_start_begins_nothing_on_a_machine_that_cannot_work(
     assert not (site / "site.log").exists()
 
 
+@pytest.fixture
+def begin(program: Program, site: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ended]:
+    """Run start up to where the work begins."""
+
+    def begun(*_: object, **__: object) -> None:
+        raise PrivacyError("the work has begun")
+
+    monkeypatch.setattr(station, "work", begun)
+    return lambda: program("start", "--dir", site, "--approve", "ab" * 32, "--confirmed", "all")
+
+
+def warned(begin: Callable[[], Ended], name: str) -> None:
+    """Start has told of it as of something that may pass, and has begun to work."""
+    ended = begin()
+    assert "error: the work has begun" in ended.err, ended
+    assert f"warning  {name}" in ended.err
+    assert "to do:" in ended.err
+
+
+def test_start_waits_for_a_clock_to_be_set(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.channel, "clock", lambda: time.time() + 600)
+    warned(begin, "clock")
+
+
+def test_start_waits_for_memory(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.machine_checks, "memory_need", lambda *_: 1 << 50)
+    warned(begin, "memory")
+
+
+def test_start_waits_for_a_certificate_to_be_renewed(
+    desk: Desk, begin: Callable[[], Ended], site: Path, tmp_path: Path
+) -> None:
+    with expired(desk, site, tmp_path):
+        warned(begin, "certificate")
+
+
+def test_start_does_not_wait_for_another_server(
+    begin: Callable[[], Ended], site: Path, tmp_path: Path
+) -> None:
+    other = issue(tmp_path / "other", ["127.0.0.1"]).authority
+    shutil.copy(other, site / "authority.pem")
+    assert "found certificate failed; nothing was begun" in begin().err
+
+
+def test_start_waits_for_a_server_that_is_away(begin: Callable[[], Ended], site: Path) -> None:
+    edit(site, port=free_port())
+    warned(begin, "port")
+
+
+def test_start_waits_for_a_disk_that_does_not_answer(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(client.machine_checks, "_disk", lambda *_: answered.wait(60))
+    monkeypatch.setattr(client.machine_checks, "DISK_S", 0.2)
+    warned(begin, "disk")
+    answered.set()
+
+
+def test_start_reads_the_records_however_long_it_takes(
+    begin: Callable[[], Ended], doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = client.machine_checks.read_records
+
+    def slow(*given: Any, **more: Any) -> Any:
+        time.sleep(0.6)
+        return read(*given, **more)
+
+    monkeypatch.setattr(client.machine_checks, "read_records", slow)
+    monkeypatch.setattr(client.machine_checks, "RECORDS_S", 0.2)
+    assert begin().err == "fedward-site: error: the work has begun\n"
+    assert doctor().bad() == {"records": "failed"}
+
+
 # --- who answers instead -------------------------------------------------------------------------
 
 
@@ -603,6 +678,17 @@ def answering(words: bytes | None) -> Iterator[int]:
         yield there.getsockname()[1]
         there.shutdown(socket.SHUT_RDWR)
         thread.join(10)
+
+
+@contextmanager
+def expired(desk: Desk, site: Path, folder: Path) -> Iterator[None]:
+    """The coordinator's door with a certificate of last year; the site pins its authority."""
+    long_ago = datetime.now(UTC) - timedelta(days=500)
+    old = issue(folder / "tls", ["127.0.0.1"], long_ago)
+    shutil.copy(old.authority, site / "authority.pem")
+    with another_server(folder, old, desk.apps) as port:
+        edit(site, port=port)
+        yield
 
 
 @contextmanager
