@@ -203,12 +203,13 @@ class Channel:
                 f"{where}: the name is not known here", "check the name, DNS, and the proxy"
             )
         if isinstance(error, ssl.SSLError):
-            return AbsentError(f"{where}: no TLS 1.3 spoken there ({error.reason})")
+            return AbsentError(f"{where}: no TLS 1.3 spoken there ({error.reason})", _OTHER)
         if isinstance(error, OSError):
             via = "" if self._proxy is None else f" by proxy {self._proxy.host}:{self._proxy.port}"
             words = f"{where}: cannot be reached{via} ({error.strerror or error})"
             return AbsentError(words, _THERE)
-        return AbsentError(f"{where}: expected an answer of fedward's server, got {error!r:.200}")
+        words = f"{where}: expected an answer of fedward's server, got {error!r:.200}"
+        return AbsentError(words, _OTHER)
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,7 @@ _NOT_SIGNED = (
     "a proxy that opens TLS must leave this host alone; or the server was replaced",
 )
 _THERE = "is the coordinator's program started, and does the firewall let TCP out to it?"
+_OTHER = "another program answers there: check the port with the coordinator, and the proxy"
 _OTHER_NAME = ("is for another name", "use the name in the invitation")
 _OUTDATED = (9, 10)
 _CERTIFICATE = {

@@ -9,9 +9,30 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from client.channel import OutdatedError, UntrustedError
+from client.policy import ALLOW
 from privacy.errors import AbsentError, FedwardError
 
 Verdict = Literal["ok", "warning", "failed"]
+_RESTORE = "restore the file from your own copy; docs/operations.md says what else to do"
+_COORDINATOR = "call the coordinator: is it that program which answers there, of the same version?"
+_TO_DO = {  # by the name of a check: when an error itself does not say
+    "files": "start the program as the owner of the folder and of its files",
+    "enrolment": "restore the folder's file from your own copy; a key that is lost does not come "
+    "back: docs/operations.md, Keys",
+    "policy": ALLOW,
+    "versions": _RESTORE,
+    "disk": "look at the folder's disk",
+    "memory": "look at the machine's memory",
+    "records": "look at the files that were named at `fedward-site enrol`, and at who may read "
+    "them",
+    "masks": "install the program and its packages anew, with constraints.txt",
+    "proxy": "look at HTTPS_PROXY and NO_PROXY",
+    "name": _COORDINATOR,
+    "port": _COORDINATOR,
+    "certificate": _COORDINATOR,
+    "clock": _COORDINATOR,
+    "echo": _COORDINATOR,
+}
 T = TypeVar("T")
 
 
@@ -23,7 +44,7 @@ class Finding:
         name: of the check.
         verdict: a warning does not keep the site from working.
         text: what was found, in one line.
-        hint: what to do about it; empty when there is nothing to do.
+        hint: what to do about it; empty when it is ok.
         absent: whether it failed because the server was not reached.
         passes: whether it may pass while nothing is done to this site's folder, as it is waited
             out by a site that works: the server is away, a clock is off, memory is taken.
@@ -59,10 +80,10 @@ def found(
 
 
 def failed(name: str, error: FedwardError) -> Finding:
-    """Return the finding that an error is."""
+    """Return the finding that an error is; where it does not say what to do, its check does."""
     absent = isinstance(error, AbsentError) and not isinstance(error, UntrustedError)
     passes = absent or isinstance(error, OutdatedError)
-    return Finding(name, "failed", str(error), error.hint, absent, passes)
+    return Finding(name, "failed", str(error), error.hint or _TO_DO[name], absent, passes)
 
 
 def within(limit_s: float | None, work: Callable[[], T]) -> T:

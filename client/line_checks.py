@@ -57,7 +57,8 @@ def line_checks(member: Member, identity: Identity) -> Iterator[Finding]:
 
 def _not_tried(names: tuple[str, ...]) -> Iterator[Finding]:
     for name in names:
-        yield Finding(name, "warning", "not tried: the check before failed")
+        text = "not tried: the check before failed"
+        yield Finding(name, "warning", text, "do what is said there, and look again")
 
 
 def _proxy(address: Address, proxy: Proxy | None) -> Finding:
@@ -150,7 +151,8 @@ def _fingerprint(address: Address) -> str:
 def _clock(reply: Reply) -> Finding:
     skew = reply.skew_s
     if skew is None:
-        return Finding("clock", "warning", "the server does not tell its time")
+        text = "the server does not tell its time"
+        return Finding("clock", "warning", text, "compare this machine's with another; run NTP")
     how = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
     hint = "set it, best by NTP; the server's may be the wrong one"
     if not -SLOW_S < skew < FAST_S:
@@ -176,6 +178,9 @@ def _echo(
             "ask the coordinator",
         )
     if not isinstance(answer, letters.Echoed) or answer.values != values:
-        raise ProtocolError("expected the made numbers back, got others")
+        raise ProtocolError(
+            "expected the made numbers back, got others",
+            "the coordinator runs another version, or another program: call it",
+        )
     text = f"{len(values):,} made numbers went there and back, signed, in {took:.2f} s"
     return Finding("echo", "ok", text)

@@ -183,7 +183,8 @@ def _memory(study: Study) -> Finding:
     need = memory_need(study, count_parameters(study))
     free = _available()
     if free is None:
-        return Finding("memory", "warning", f"{_size(need)} are needed; what is free is not known")
+        text = f"{_size(need)} are needed; what is free is not known"
+        return Finding("memory", "warning", text, "see yourself that there is so much")
     hint = "close other programs, or use a larger machine"
     return replace(_room("memory", free, need, "available", hint), passes=True)
 
@@ -223,7 +224,13 @@ def _records(member: Member) -> Finding:
     records = read_records(member.study, Path(member.membership.data), leave_out=True)
     left, text = records.left_out.count, f"{len(records):,} keep the study's data contract"
     if not len(records):
-        raise DataError("expected records that keep the study's data contract, found none")
+        places = records.left_out.places
+        first = f"; the first that does not: {places[0]}" if places else ""
+        raise DataError(
+            f"expected records that keep the study's data contract, found none{first}",
+            f"is {member.membership.data} the right one? The coordinator says which columns and "
+            "units are meant",
+        )
     if left:
         hint = "correct the files; what is left out is not trained on"
         rest = f"{left:,} do not and are left out" if left > 1 else "1 does not and is left out"

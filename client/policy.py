@@ -26,6 +26,7 @@ from shared_models.study import Study, is_exact, is_trusting
 from shared_models.tasks import TaskName
 
 POLICY_BYTES_MAX = 1 << 16
+ALLOW = "change policy.toml if you want to allow it, or let the coordinator change the study"
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Mode = Literal["local", "distributed"]
 
@@ -249,7 +250,7 @@ def check_delta(policy: Policy, study: Study, units: int) -> None:
             )
 
 
-def _refusal(key: str, expected: str, got: str, hint: str = "") -> PrivacyError:
+def _refusal(key: str, expected: str, got: str, hint: str = ALLOW) -> PrivacyError:
     return PrivacyError(
         f"{key}: expected {expected} by this site's policy, got {got}; no record was read", hint
     )

@@ -25,11 +25,12 @@ import client.doctor
 import client.line_checks
 import client.machine_checks
 from client import approval, station
+from client.finding import failed
 from client.hours import DAYS
 from client.policy import load_policy
 from privacy import secagg_site
 from privacy.accounting import Event
-from privacy.errors import PrivacyError
+from privacy.errors import DataError, PrivacyError
 from privacy.ledger import Ledger
 from server.certificates import Certificates, issue
 from server.gateway import serve
@@ -90,6 +91,10 @@ class Found:
         self.code = ended.code
         self.all: dict[str, dict[str, Any]] = {one["name"]: one for one in json.loads(ended.out)}
         self.text = ended.out
+        silent = {
+            name for name, one in self.all.items() if not one["hint"] and one["verdict"] != "ok"
+        }
+        assert not silent, f"no word on what to do about {silent}"
 
     def bad(self) -> dict[str, str]:
         return {name: one["verdict"] for name, one in self.all.items() if one["verdict"] != "ok"}
@@ -178,7 +183,8 @@ def test_a_folder_of_nobody_ends_it(doctor: Doctor, site: Path, name: str) -> No
     assert (tuple(found.all), found.bad(), found.code) == (
         ("files", "enrolment"), {"enrolment": "failed"}, 2,
     )  # fmt: skip
-    assert found.all["enrolment"]["hint"] or name == "identity.key"
+    lost = "a key that is lost does not come back" in found.says("enrolment")
+    assert lost == (name == "identity.key")
 
 
 def test_a_study_that_was_edited(doctor: Doctor, site: Path) -> None:
@@ -328,6 +334,8 @@ def test_records_that_break_the_contract(doctor: Doctor, site: Path, tmp_path: P
     table(data, 1, first="431.75,yes")
     found = doctor()
     assert (found.bad(), found.code) == ({"records": "failed"}, 2)
+    assert "found none; the first that does not: " in found.says("records")
+    assert "records.csv the right one?" in found.says("records")
     assert "431.75" not in found.text
     data.write_text("age,other\n1,2\n")
     assert doctor().bad() == {"records": "failed"}
@@ -517,6 +525,20 @@ def test_a_clock_that_is_off(
     assert abs(told - abs(ahead_s)) <= 3  # the header is made once a second, on a busy machine
     assert words.split(" s ")[1] in found.says("clock")
     assert "NTP" in found.says("clock")
+
+
+def test_a_server_that_does_not_tell_its_time(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.channel, "_skew", lambda *_: None)
+    found = doctor()
+    assert (found.bad(), found.code) == ({"clock": "warning"}, 0)
+    assert "does not tell its time -> compare" in found.says("clock")
+
+
+def test_every_check_says_what_to_do_where_an_error_does_not() -> None:
+    for name in CHECKS:
+        assert failed(name, DataError("without a hint")).hint
 
 
 def test_a_site_that_was_revoked(desk: Desk, program: Program, site: Path) -> None:
