@@ -12,8 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from client import folder as names
 from client.app import make_app
 from client.audit import read_audit
@@ -227,7 +225,6 @@ class _Station:
     def _work(self, policy: Policy, agreed: Agreed) -> None:
         """Answer the coordinator until the study ends, or something here ends the work."""
         member, study = self._member, self._member.study
-        torch.set_num_threads(1)  # the same bytes at any load
         limit_threads(policy)
         trainer = Trainer(study, planned_mechanism(study))
         if trainer.fallback:

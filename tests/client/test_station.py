@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import client.fleet
 from client import correspondence, station
@@ -17,6 +18,7 @@ from client.journal import Journal
 from client.leaving import leavable, leave
 from client.masked import Participant
 from client.station import Ended, work
+from client.training import Trainer
 from privacy.errors import DataError, FedwardError, PrivacyError, ProtocolError
 from privacy.keys import Identity
 from privacy.keys import identity as from_secret
@@ -131,6 +133,28 @@ def test_a_ledger_that_is_shorter_than_the_log_says_ends_it_too(desk: Desk, site
         journal.note("sent", message="cohort", bytes=1, ledger=f"2/{'ab' * 32}")
     refused(PrivacyError, site.folder, "row")
     assert desk.asked == []
+
+
+@pytest.mark.parametrize(("line", "threads"), [("", 1), ("cpu_threads = 3\n", 3)])
+def test_a_site_trains_with_as_many_threads_as_its_policy_says(
+    site: Hospital, monkeypatch: pytest.MonkeyPatch, line: str, threads: int
+) -> None:
+    path, before = site.folder / "policy.toml", torch.get_num_threads()
+    path.write_text(line + path.read_text())
+    seen: list[int] = []
+
+    def made(*_: object) -> Trainer:
+        seen.append(torch.get_num_threads())
+        raise PrivacyError("seen")
+
+    monkeypatch.setattr(station, "Trainer", made)
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(PrivacyError, match="seen"):
+            work(site.folder, Steward(), lambda _: None)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
 
 
 def test_who_leaves_while_it_trains_sends_no_vector(
