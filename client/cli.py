@@ -266,7 +266,7 @@ def _ready(folder: Path, console: "Console") -> None:
     check_stays(member)
     if member.has(NOTICE):
         return
-    met = (("echo", "failed"), ("echo", "warning"), ("policy", "failed"))
+    met = (("echo", "failed"), ("echo", "warning"), ("code", "warning"), ("policy", "failed"))
     with console.status("Looking at this machine, its records and the way to the coordinator"):
         found = [one for one in examine(folder, unhurried=True) if one.verdict != "ok"]
     bad = [

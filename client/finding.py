@@ -32,6 +32,7 @@ _TO_DO = {  # by the name of a check: when an error itself does not say
     "certificate": _COORDINATOR,
     "clock": _COORDINATOR,
     "echo": _COORDINATOR,
+    "code": _COORDINATOR,
 }
 T = TypeVar("T")
 

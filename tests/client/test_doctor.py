@@ -41,12 +41,12 @@ from shared_models import letters
 from shared_models.contract import Section
 from shared_models.registry import count_parameters
 from tests.client.desk import Desk, Hospital, asked_for, join, open_desk, table
-from tests.client.steward import Ended, Program, site_program
+from tests.client.steward import Ended, Program, refused, site_program
 from tests.server.conftest import free_port
 
 CHECKS = (
     "files", "enrolment", "policy", "versions", "disk", "memory", "records", "masks",
-    "proxy", "name", "port", "certificate", "clock", "echo",
+    "proxy", "name", "port", "certificate", "clock", "echo", "code",
 )  # fmt: skip
 LINE = CHECKS[CHECKS.index("proxy") :]
 FAR = "coordinator.example"  # a name that is asked for by way of a proxy
@@ -545,15 +545,17 @@ def test_a_site_that_was_revoked(desk: Desk, program: Program, site: Path) -> No
     graz = site.parent / "graz"
     shutil.copytree(desk.folder.path.parent / "graz", graz)
     desk.revoke("graz")
+    ended = program("start", "--dir", graz, "--approve", "ab" * 32, "--confirmed", "all")
+    assert refused(ended, 3).startswith("refused by the coordinator: the site was revoked")
     found = Found(program("doctor", "--dir", graz, "--json"))
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "refuses this site's letters: the site was revoked" in found.says("echo")
 
 
 def test_an_echo_under_another_key(doctor: Doctor, site: Path) -> None:
     edit(site, server="ab" * 32)
     found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "expected a letter under the pinned key" in found.says("echo")
 
 
@@ -569,8 +571,23 @@ def test_an_echo_of_other_numbers(
 
     monkeypatch.setattr(desk.office, "_hear", turned)
     found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "expected the made numbers back, got others" in found.says("echo")
+
+
+def test_a_coordinator_of_another_version(
+    desk: Desk, doctor: Doctor, begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an approval, too: else it shows as another plan, after the steward has approved."""
+    ours = doctor().all["code"]["text"]
+    assert f"the coordinator runs the same: fedward {version('fedward')}, code" in ours
+    monkeypatch.setattr("server.office.code_digest", lambda: "c0de" * 16)
+    monkeypatch.setattr("server.office.version", lambda _: "0.7.3")
+    found = doctor()
+    assert (found.bad(), found.code) == ({"code": "failed"}, 2)
+    assert "runs fedward 0.7.3, code c0dec0dec0de; here is" in found.says("code")
+    assert "install fedward 0.7.3" in found.says("code")
+    warned(begin, "code")
 
 
 def test_a_coordinator_that_is_busy(desk: Desk, doctor: Doctor, site: Path, tmp_path: Path) -> None:
@@ -581,7 +598,7 @@ def test_a_coordinator_that_is_busy(desk: Desk, doctor: Doctor, site: Path, tmp_
     with another_server(tmp_path, desk.folder.certificates(), {letters.PATH: busy}) as port:
         edit(site, port=port)
         found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 5)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 5)
     assert "got HTTP status 503" in found.says("echo")
 
 
