@@ -196,7 +196,8 @@ def holds(approval: Approval, plan_digest: str, roster: RosterFile) -> bool:
     """Say whether an approval still covers a plan and a roster.
 
     A newer roster in which more sites are revoked needs no new approval, as long as t are left. A
-    change of study, sites, keys, thresholds or code is another plan.
+    change of study, sites, keys, thresholds or code is another plan; all but the code are refused
+    before (`client.membership.load`, `shared_models.roster_file.accept`).
 
     Args:
         approval: as `load` returned it.

@@ -22,7 +22,8 @@ from privacy.heads import Head, Heads, SignedHead
 from privacy.ledger import Ledger
 from shared_models.fingerprint import fingerprint
 
-_DIGEST = 12  # characters of a plan's digest that tell it from others on a screen
+_DIGEST = 12  # characters of a digest that tell it from others on a screen
+_UNSIGNED = "Nobody has signed an end of this log yet: nothing was approved."
 _MESSAGES = {  # by the question that they answer: section 2 of the protocol
     "hello": "keys of a run",
     "roster": "part of a group key",
@@ -50,20 +51,34 @@ class Audit:
         notes: all rows.
         head: the end of the chain.
         signed: what the coordinator has signed of this log: the end that it has seen last.
-        peers: how many rows of other hospitals' logs were seen here, by their six words.
+        peers: the ends of other hospitals' logs that were seen here, by their six words: each
+            signed by its own hospital, and passed on by the coordinator.
         debits: rows of the ledger, whose end the log names with every message.
+        approved: whether anything was approved here, after which ends of the log are signed.
     """
 
     notes: tuple[Note, ...]
     head: Head
     signed: Head | None
-    peers: dict[str, int]
+    peers: dict[str, Head]
     debits: int
+    approved: bool
 
     @property
     def sent(self) -> tuple[Note, ...]:
         """The messages and letters that left."""
         return tuple(note for note in self.notes if note.kind in ("sent", "letter"))
+
+    @property
+    def warning(self) -> str:
+        """What this verdict cannot say; empty when there is nothing to warn of."""
+        if self.signed is not None or not self.approved:
+            return ""
+        return (
+            "no end of this log that the coordinator has signed is here to compare with, although "
+            "a plan was approved: that rows were cut from its end would not show. `fedward-site "
+            "start` asks the coordinator for it as long as the study runs."
+        )
 
     def document(self) -> dict[str, object]:
         """Return it for machines."""
@@ -71,7 +86,11 @@ class Audit:
             "rows": self.head.rows,
             "head": self.head.digest,
             "signed_rows": None if self.signed is None else self.signed.rows,
-            "peers": self.peers,
+            "warning": self.warning or None,
+            "peers": {
+                words: {"rows": head.rows, "head": head.digest}
+                for words, head in self.peers.items()
+            },
             "ledger_rows": self.debits,
             "bytes_sent": _bytes(self.sent),
             "notes": [
@@ -109,11 +128,13 @@ def read_audit(folder: Path) -> Audit:
         head=head,
         signed=max(ends, default=None),
         peers={
-            fingerprint(one.owner): one.head.rows
+            fingerprint(one.owner): one.head
             for one in heads
             if one.owner != own and one.signer == one.owner
         },
         debits=len(_ledger(folder, notes)),
+        approved=(folder / names.APPROVAL).exists()
+        or any(note.kind in ("approve", "sent") for note in notes),
     )
 
 
@@ -156,10 +177,14 @@ def show_audit(audit: Audit, console: Console, words: Console) -> None:
         f"The log holds: {_rows(audit.head.rows)}, end {audit.head.digest}.",
         f"The ledger holds, and goes through every end that the log names: {_rows(audit.debits)}.",
     ]
-    if audit.signed is None:
-        lines.append("Nobody has signed an end of this log yet.")
-    else:
+    if audit.signed is not None:
         lines.append(f"The coordinator has signed it up to row {audit.signed.rows}.")
+    else:
+        lines.append(f"Warning: {audit.warning}" if audit.warning else _UNSIGNED)
+    lines += [
+        f"Seen of the log of {peer}: {_rows(head.rows)}, end {head.digest[:_DIGEST]}."
+        for peer, head in audit.peers.items()
+    ]
     for line in lines:
         say(words, line)
 

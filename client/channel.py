@@ -29,6 +29,10 @@ class UntrustedError(AbsentError):
     """Something answered, and not with a certificate of the pinned authority."""
 
 
+class OutdatedError(UntrustedError):
+    """The certificate is not valid now: it is renewed, or a clock is set, and all is well."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the server is, and how to know it.
@@ -190,7 +194,8 @@ class Channel:
         where = f"{self._address.host}:{self._address.port}"
         if isinstance(error, ssl.SSLCertVerificationError):
             words, hint = _CERTIFICATE.get(error.verify_code, _NOT_SIGNED)
-            return UntrustedError(f"{where}: the server's certificate {words}", hint)
+            kind = OutdatedError if error.verify_code in _OUTDATED else UntrustedError
+            return kind(f"{where}: the server's certificate {words}", hint)
         if over or isinstance(error, TimeoutError):
             return AbsentError(f"{where}: no answer in time", _THERE)
         if isinstance(error, socket.gaierror):
@@ -198,12 +203,13 @@ class Channel:
                 f"{where}: the name is not known here", "check the name, DNS, and the proxy"
             )
         if isinstance(error, ssl.SSLError):
-            return AbsentError(f"{where}: no TLS 1.3 spoken there ({error.reason})")
+            return AbsentError(f"{where}: no TLS 1.3 spoken there ({error.reason})", _OTHER)
         if isinstance(error, OSError):
             via = "" if self._proxy is None else f" by proxy {self._proxy.host}:{self._proxy.port}"
             words = f"{where}: cannot be reached{via} ({error.strerror or error})"
             return AbsentError(words, _THERE)
-        return AbsentError(f"{where}: expected an answer of fedward's server, got {error!r:.200}")
+        words = f"{where}: expected an answer of fedward's server, got {error!r:.200}"
+        return AbsentError(words, _OTHER)
 
 
 @dataclass(frozen=True)
@@ -274,7 +280,9 @@ _NOT_SIGNED = (
     "a proxy that opens TLS must leave this host alone; or the server was replaced",
 )
 _THERE = "is the coordinator's program started, and does the firewall let TCP out to it?"
+_OTHER = "another program answers there: check the port with the coordinator, and the proxy"
 _OTHER_NAME = ("is for another name", "use the name in the invitation")
+_OUTDATED = (9, 10)
 _CERTIFICATE = {
     9: ("is not valid yet by this machine's clock", "set this machine's clock"),
     10: (

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,7 +133,13 @@ class Fleet:
         self._where = f"{address.host}:{address.port}"
         self._trouble: str | None = ""  # what was logged last, without digits; None: all is well
 
-    def serve(self, app: ClientApp, kinds: Sequence[str], stop: threading.Event) -> None:
+    def serve(
+        self,
+        app: ClientApp,
+        kinds: Sequence[str],
+        stop: threading.Event,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Answer messages until ``stop`` is set; what goes wrong on the way is waited out. Once.
 
         Trouble is told on the logger ``fedward.site``, one line each, when it begins and ends.
@@ -143,6 +149,7 @@ class Fleet:
             kinds: ``query.<kind>`` of these is answered, all else with an error.
             stop: ends it within a second or two, whoever sets it (the app too); an answer that
                 is ready is sent first.
+            gone: whether the site has left: an answer that is ready is then not sent.
         """
         wanted = frozenset(f"query.{kind}" for kind in kinds)
         threads = [
@@ -152,7 +159,7 @@ class Fleet:
         for thread in threads:
             thread.start()
         try:
-            self._answer_all(app, wanted, stop)
+            self._answer_all(app, wanted, stop, gone)
         finally:
             stop.set()
             for thread in threads:
@@ -160,7 +167,13 @@ class Fleet:
             self._channel.close()
             self._pulse.close()
 
-    def _answer_all(self, app: ClientApp, wanted: frozenset[str], stop: threading.Event) -> None:
+    def _answer_all(
+        self,
+        app: ClientApp,
+        wanted: frozenset[str],
+        stop: threading.Event,
+        gone: Callable[[], bool],
+    ) -> None:
         failures, wait_s = 0, 0  # the first pull does not wait: it shows whether we are welcome
         while not stop.is_set():
             asked = time.monotonic()
@@ -176,9 +189,10 @@ class Fleet:
                 end = asked + _lifetime(message)
                 payload, code = self._answer(app, wanted, message)
                 name = message.metadata.message_id
-                taken = self._push(self._pushed(name, payload, code), end, stop)
+                drop = gone if payload is not None else _never  # a refusal tells nothing
+                taken = self._push(self._pushed(name, payload, code), end, stop, drop)
                 # What the server never takes is asked again and again, unless it hears of it.
-                if not taken and not self._push(self._pushed(name, None, BUG), end, stop):
+                if not taken and not self._push(self._pushed(name, None, BUG), end, stop, _never):
                     stop.wait(WAIT_MOST_S)
             elif wait_s and time.monotonic() - asked < 1.0:  # another pull of ours ended it
                 stop.wait(1.0)
@@ -238,10 +252,18 @@ class Fleet:
         request = PushMessagesRequest(node=self._node, messages_list=[answer])
         return bytes(request.SerializeToString())
 
-    def _push(self, body: bytes, end: float, stop: threading.Event) -> bool:
-        """Send an answer until it is taken, or nobody waits for it; False when it never will be."""
+    def _push(
+        self, body: bytes, end: float, stop: threading.Event, drop: Callable[[], bool]
+    ) -> bool:
+        """Send an answer until it is taken, or nobody waits for it; False when it never will be.
+
+        As soon as ``drop`` says so it is not sent any more, not even a last time.
+        """
         failures = 0
-        while not stop.is_set():
+        while not drop():
+            if stop.is_set():
+                self._push_last(body)
+                return True
             try:
                 return self._offer(body)
             except AbsentError as error:
@@ -251,11 +273,13 @@ class Fleet:
             if time.monotonic() + pause > end:
                 return True
             stop.wait(pause)
+        return True
+
+    def _push_last(self, body: bytes) -> None:
         last = Channel(self._address, ENVELOPE_BYTES)  # the other one was cut
         with contextlib.suppress(AbsentError):
             self._send(last, PUSH, body, {}, LAST_S)
         last.close()
-        return True
 
     def _offer(self, body: bytes) -> bool:
         status = self._send(self._channel, PUSH, body, {}, TRANSFER_S).status
@@ -328,6 +352,10 @@ class Fleet:
             _LOG.info("connected to %s", self._where)
         else:
             _LOG.warning("%s; trying again", line)
+
+
+def _never() -> bool:
+    return False
 
 
 def _is_ours(content: RecordDict) -> bool:

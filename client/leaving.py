@@ -30,7 +30,7 @@ def leavable(folder: Path) -> Member:
 def leave(member: Member) -> None:
     """Leave the study; again after a failure, it tells the coordinator again.
 
-    A `start` that works in the folder sees it before its next answer.
+    A `start` that works in the folder sends no answer any more, not even one that is ready.
 
     Raises:
         DataError: the folder cannot be written; nothing was left.

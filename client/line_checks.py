@@ -1,4 +1,4 @@
-"""The doctor's look at the way to the server: proxy, name, port, certificate, clock, and an echo.
+"""The doctor's look at the way to the server: proxy, name, port, certificate, clock, echo, code.
 
 No record is read and no study is moved: one signed letter with made numbers goes there and back.
 """
@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,11 +20,12 @@ from client.post import LETTER_S
 from privacy.errors import AbsentError, DataError, FedwardError, ProtocolError
 from privacy.keys import Identity
 from shared_models import letters
+from shared_models.plan import code_digest
 
 NAME_S = 10.0
 MADE_VALUES = 1000  # of the echo
 _NEAR_S = 2.0  # a Date header is good to a second or two
-_NAMES = ("name", "port", "certificate", "clock", "echo")
+_NAMES = ("name", "port", "certificate", "clock", "echo", "code")
 
 
 def line_checks(member: Member, identity: Identity) -> Iterator[Finding]:
@@ -57,7 +59,8 @@ def line_checks(member: Member, identity: Identity) -> Iterator[Finding]:
 
 def _not_tried(names: tuple[str, ...]) -> Iterator[Finding]:
     for name in names:
-        yield Finding(name, "warning", "not tried: the check before failed")
+        text = "not tried: the check before failed"
+        yield Finding(name, "warning", text, "do what is said there, and look again")
 
 
 def _proxy(address: Address, proxy: Proxy | None) -> Finding:
@@ -78,6 +81,7 @@ def _name(host: str, port: int) -> Finding:
             "check the name with the coordinator, and this machine's DNS; behind a proxy, set "
             "HTTPS_PROXY",
             absent=True,
+            passes=True,
         )
     addresses = dict.fromkeys(str(answer[4][0]) for answer in answers)
     return Finding("name", "ok", f"{host} is {', '.join(addresses)}")
@@ -96,6 +100,7 @@ def _port(host: str, port: int, address: Address) -> Finding:
             f"is the coordinator started? The firewall must let TCP out to "
             f"{address.host}:{address.port}",
             absent=True,
+            passes=True,
         )
     return Finding("port", "ok", f"{host}:{port} answers in {time.monotonic() - began:.3f} s")
 
@@ -127,7 +132,15 @@ def _letter(member: Member, identity: Identity, address: Address) -> Iterator[Fi
     text = f"TLS 1.3, signed by the pinned authority, SHA-256 {fingerprint}"
     yield Finding("certificate", "ok", text)
     yield _clock(reply)
-    yield found("echo", LETTER_S, lambda: _echo(member, question, values, reply, took))
+    try:
+        echoed = _echoed(member, question, values, reply)
+    except FedwardError as error:
+        yield failed("echo", error)
+        yield from _not_tried(_NAMES[5:])
+        return
+    text = f"{len(values):,} made numbers went there and back, signed, in {took:.2f} s"
+    yield Finding("echo", "ok", text)
+    yield _code(echoed)
 
 
 def _no_reply(error: FedwardError | TimeoutError) -> Finding:
@@ -148,20 +161,21 @@ def _fingerprint(address: Address) -> str:
 def _clock(reply: Reply) -> Finding:
     skew = reply.skew_s
     if skew is None:
-        return Finding("clock", "warning", "the server does not tell its time")
+        text = "the server does not tell its time"
+        return Finding("clock", "warning", text, "compare this machine's with another; run NTP")
     how = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
     hint = "set it, best by NTP; the server's may be the wrong one"
     if not -SLOW_S < skew < FAST_S:
         limits = f"at most {FAST_S:g} s ahead or {SLOW_S:g} s behind is let in"
-        return Finding("clock", "failed", f"this machine's is {how}: {limits}", hint)
+        return Finding("clock", "failed", f"this machine's is {how}: {limits}", hint, passes=True)
     if not -SLOW_S / 5 < skew < _NEAR_S:
         return Finding("clock", "warning", f"this machine's is {how}", hint)
     return Finding("clock", "ok", f"this machine's is within {max(abs(skew), _NEAR_S):.0f} s")
 
 
-def _echo(
-    member: Member, question: bytes, values: tuple[int, ...], reply: Reply, took: float
-) -> Finding:
+def _echoed(
+    member: Member, question: bytes, values: tuple[int, ...], reply: Reply
+) -> letters.Echoed:
     if reply.status != 200:
         raise AbsentError(
             f"expected the echo of {len(values):,} made numbers, got HTTP status {reply.status}",
@@ -174,6 +188,19 @@ def _echo(
             "ask the coordinator",
         )
     if not isinstance(answer, letters.Echoed) or answer.values != values:
-        raise ProtocolError("expected the made numbers back, got others")
-    text = f"{len(values):,} made numbers went there and back, signed, in {took:.2f} s"
-    return Finding("echo", "ok", text)
+        raise ProtocolError(
+            "expected the made numbers back, got others",
+            "the coordinator runs another version, or another program: call it",
+        )
+    return answer
+
+
+def _code(echoed: letters.Echoed) -> Finding:
+    """Compare the coordinator's program with this site's: another one makes another plan."""
+    own, ours = version("fedward"), code_digest()
+    theirs = f"fedward {echoed.version}, code {echoed.code[:12]}"
+    if echoed.code == ours:
+        return Finding("code", "ok", f"the coordinator runs the same: {theirs}")
+    text = f"the coordinator runs {theirs}; here is fedward {own}, code {ours[:12]}"
+    hint = f"install fedward {echoed.version} as the coordinator has it; all must run the same code"
+    return Finding("code", "failed", text, hint, passes=True)

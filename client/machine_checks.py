@@ -9,6 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -47,20 +48,21 @@ def folder_check(folder: Path) -> Finding:
     return found("files", FILES_S, lambda: _modes(folder))
 
 
-def machine_checks(member: Member, identity: Identity) -> Iterator[Finding]:
+def machine_checks(member: Member, identity: Identity, unhurried: bool) -> Iterator[Finding]:
     """Yield what was found on this machine for one study; each check ends in time.
 
     Args:
         member: an enrolled site.
         identity: of this site, whose approval is read.
+        unhurried: the records alone may take as long as they take.
     """
     folder, study = member.folder, member.study
-    checks: tuple[tuple[str, float, Callable[[], Finding]], ...] = (
+    checks: tuple[tuple[str, float | None, Callable[[], Finding]], ...] = (
         ("policy", LEDGER_S, lambda: _policy(folder, study)),
         ("versions", LEDGER_S, lambda: _versions(folder, study, identity)),
         ("disk", DISK_S, lambda: _disk(folder, study)),
         ("memory", FILES_S, lambda: _memory(study)),
-        ("records", RECORDS_S, lambda: _records(member)),
+        ("records", None if unhurried else RECORDS_S, lambda: _records(member)),
         ("masks", MASKS_S, lambda: _masks(study)),
     )
     for name, limit_s, one in checks:
@@ -181,8 +183,10 @@ def _memory(study: Study) -> Finding:
     need = memory_need(study, count_parameters(study))
     free = _available()
     if free is None:
-        return Finding("memory", "warning", f"{_size(need)} are needed; what is free is not known")
-    return _room("memory", free, need, "available", "close other programs, or use a larger machine")
+        text = f"{_size(need)} are needed; what is free is not known"
+        return Finding("memory", "warning", text, "see yourself that there is so much")
+    hint = "close other programs, or use a larger machine"
+    return replace(_room("memory", free, need, "available", hint), passes=True)
 
 
 def _available() -> int | None:
@@ -220,7 +224,13 @@ def _records(member: Member) -> Finding:
     records = read_records(member.study, Path(member.membership.data), leave_out=True)
     left, text = records.left_out.count, f"{len(records):,} keep the study's data contract"
     if not len(records):
-        raise DataError("expected records that keep the study's data contract, found none")
+        places = records.left_out.places
+        first = f"; the first that does not: {places[0]}" if places else ""
+        raise DataError(
+            f"expected records that keep the study's data contract, found none{first}",
+            f"is {member.membership.data} the right one? The coordinator says which columns and "
+            "units are meant",
+        )
     if left:
         hint = "correct the files; what is left out is not trained on"
         rest = f"{left:,} do not and are left out" if left > 1 else "1 does not and is left out"

@@ -347,8 +347,9 @@ def _what_is_approved(packet: "Packet") -> Part:
         "What you approve",
         (
             "The plan with this digest. It fixes the study, the hospitals and their keys, how many "
-            "must answer, the first model and the code that runs here. A change of one of them "
-            "asks you again; a hospital that is revoked or leaves does not.",
+            "must answer, the first model and the code that runs here. Other code asks you again; "
+            "another study, other hospitals or keys are refused, and need a new invitation. A "
+            "hospital that is revoked or leaves changes nothing that you approved.",
             Rows((), ((packet.digest,),), marked={0}),
             "Approved, this program works until the study ends. `fedward-site leave` ends it "
             "before the next vector; what was summed until then stays in the model.",

@@ -26,6 +26,7 @@ from shared_models.study import Study, is_exact, is_trusting
 from shared_models.tasks import TaskName
 
 POLICY_BYTES_MAX = 1 << 16
+ALLOW = "change policy.toml if you want to allow it, or let the coordinator change the study"
 Dataset = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Mode = Literal["local", "distributed"]
 
@@ -46,7 +47,7 @@ class Policy(Section):
             channel; the rule of `client.approval` stands beside it.
         hours: windows of the week, by this machine's clock, in which records may be read, as
             "mon-fri 20:00-06:00"; none are all. What was begun in one is finished.
-        cpu_threads: most threads that train.
+        cpu_threads: threads that train, as far as the machine has them; left out, one.
         allow_exact_release: whether evaluations may be released without noise: held-out patients
             are then protected by summing alone.
         allow_no_privacy: whether a study without differential privacy may run: simulation only.
@@ -212,12 +213,13 @@ def check_hours(policy: Policy, now: datetime) -> None:
 
 
 def limit_threads(policy: Policy) -> None:
-    """Let torch use no more threads than the policy says, and never more than it used before."""
-    if policy.cpu_threads is None:
-        return
+    """Let torch use as many threads as the policy says, but never more than it used before.
+
+    One is the default: other programs' load then changes no byte of what is trained.
+    """
     import torch  # only now: commands that print a policy do not need it
 
-    torch.set_num_threads(min(policy.cpu_threads, torch.get_num_threads()))
+    torch.set_num_threads(min(policy.cpu_threads or 1, torch.get_num_threads()))
 
 
 def check_delta(policy: Policy, study: Study, units: int) -> None:
@@ -249,7 +251,7 @@ def check_delta(policy: Policy, study: Study, units: int) -> None:
             )
 
 
-def _refusal(key: str, expected: str, got: str, hint: str = "") -> PrivacyError:
+def _refusal(key: str, expected: str, got: str, hint: str = ALLOW) -> PrivacyError:
     return PrivacyError(
         f"{key}: expected {expected} by this site's policy, got {got}; no record was read", hint
     )

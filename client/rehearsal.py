@@ -67,7 +67,10 @@ def rehearse(ring_bits: RingBits) -> None:
         sums = secagg_site.check(last, result)
         plain = values.sum(axis=0), lanes.sum(axis=0)
         if not (np.array_equal(sums.values, plain[0]) and np.array_equal(sums.lanes, plain[1])):
-            raise ProtocolError("expected the sum of three made vectors, got another")
+            raise ProtocolError(
+                "expected the sum of three made vectors, got another",
+                "the program or a package is damaged: install it anew, with constraints.txt",
+            )
 
 
 def _vectors(ring_bits: RingBits) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -12,8 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from client import folder as names
 from client.app import make_app
 from client.audit import read_audit
@@ -227,7 +225,6 @@ class _Station:
     def _work(self, policy: Policy, agreed: Agreed) -> None:
         """Answer the coordinator until the study ends, or something here ends the work."""
         member, study = self._member, self._member.study
-        torch.set_num_threads(1)  # the same bytes at any load
         limit_threads(policy)
         trainer = Trainer(study, planned_mechanism(study))
         if trainer.fallback:
@@ -278,6 +275,7 @@ class _Station:
                     reply = self._hear_end(agreed, journal, letters, message)
                 else:
                     reply = participant.answer(kind, message)
+                    check_stays(member)  # it may have left while it trained
             except FedwardError as error:
                 journal.note("refused", message=kind, asked=asked, code=error.exit_code)
                 raise
@@ -304,7 +302,8 @@ class _Station:
         key = load_key(member.folder / names.NODE)
         fleet = Fleet(member.address(), key, member.membership.node, most, member.folder / "flower")
         _LOG.info("at work in %s under plan %s", member.study.name, approval)
-        fleet.serve(make_app(kinds, answer, keep_bug), kinds, self._stop)
+        app = make_app(kinds, answer, keep_bug)
+        fleet.serve(app, kinds, self._stop, gone=lambda: member.has(names.LEFT))
 
     def _hear_end(
         self, agreed: Agreed, journal: Journal, letters: Correspondence, message: bytes

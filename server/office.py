@@ -7,6 +7,7 @@ the reasons of a refusal are a closed list.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,7 @@ from server.superlink import normal
 from shared_models import letters
 from shared_models.contract import Section
 from shared_models.fingerprint import fingerprint
+from shared_models.plan import code_digest
 from shared_models.roster_file import RosterFile, roster_bytes, sign_roster
 from shared_models.study import Study
 
@@ -126,7 +128,12 @@ class Office:
     ) -> Section:
         site = self._site(letter.site, data)
         if isinstance(letter, letters.Echo):
-            return letters.Echoed(question=question, values=letter.values)
+            return letters.Echoed(
+                question=question,
+                values=letter.values,
+                version=version("fedward"),
+                code=code_digest(),
+            )
         if isinstance(letter, letters.Approve):
             if self._books.approve(site.site, letter.plan, letter.confirmed, data):
                 _LOG.info("%s approved plan %s", site.site, letter.plan)

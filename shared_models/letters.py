@@ -121,10 +121,18 @@ class News(_Answer):
 
 
 class Echoed(_Answer):
-    """The made vector."""
+    """The made vector, and the code that the coordinator runs: a site's must be the same.
+
+    Attributes:
+        values: of the question.
+        version: of the program.
+        code: digest of the five packages, as `shared_models.plan.code_digest`.
+    """
 
     kind: Literal["echoed"] = "echoed"
     values: tuple[int, ...]
+    version: str = Field(max_length=100)
+    code: Digest
 
 
 Reason = Literal["token", "expired", "sealed", "study", "plan", "unknown", "revoked", "full"]

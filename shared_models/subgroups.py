@@ -77,8 +77,18 @@ def cell_sensitivity(study: Study) -> float:
 
 
 def count_cells(study: Study, targets: Array, predictions: Answers, groups: Groups | None) -> Cells:
-    """Count one site's held-out records, (N,) of them; errors as `Target.count_cells`."""
+    """Count one site's held-out records, (N,) of them.
+
+    A prediction that is not finite counts nowhere, in silence, as in noised cells: a refusal would
+    tell that its record is there.
+
+    Raises:
+        ValueError: as `Target.count_cells`.
+    """
     target = target_of(study)
+    sound = np.isfinite(predictions).all(axis=tuple(range(1, predictions.ndim)))  # (N,)
+    targets, predictions = targets[sound], predictions[sound]
+    groups = None if groups is None else groups[sound]
     parts = [target.count_cells(targets, predictions)]
     parts += [
         target.count_cells(targets[rows], predictions[rows]) for rows in _members(study, groups)

@@ -67,7 +67,7 @@ def state_file(folder: Path, number: int) -> Path:
 
 def take_part(folder: Path, name: str, data: Path | None) -> None:
     """Enrol and work as `fedward-site` does, on this site's share of the records."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the bytes of `--engine local`; a policy only takes threads away
     study, own = load_study(folder / STUDY), folder / SITES / name
 
     @cache

@@ -47,7 +47,8 @@ def encode(study: Study, table: Table) -> Records:
     """
     spec, data = input_spec(study), study.data
     itemsize = 8 if spec.kind == "tokens" else 4
-    ceiling.check_bytes(table.length * math.prod(spec.shape) * itemsize, "records")
+    size = math.prod(spec.shape) * itemsize
+    table = table.first(ceiling.fit(table.length, size, "records", table.faults))
     public = {name: np.full(table.length, value) for name, value in table.public.items()}
     # One answer is always there; of several, each says whether it may be missing.
     alone = data.targets if len(data.targets) == 1 else ()

@@ -6,6 +6,7 @@
 What a file holds is its format's matter; what the points of a mask may be, the contract's.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.data import ceiling
-from client.data.faults import Faults
+from client.data.faults import Faults, fault
 from client.data.table import Cells, Table
 from privacy.errors import DataError, StudyError
 from shared_models.contract import Data, ImageColumn, MaskColumn
@@ -38,19 +39,22 @@ def read_folders(
     """
     images = {name: _as_image(data, name) for name in data.columns}
     files = {name: _files(root / (data.columns[name].array or name), suffixes) for name in images}
-    names = sorted(next(iter(files.values())))
-    for own in files.values():
-        if sorted(own) != names:
-            raise DataError(
-                f"{root}: expected files of the same names in {', '.join(map(repr, files))}, found "
-                "others; no record was used"
-            )
-    cells: dict[str, Cells] = {}
-    for name, image in images.items():
-        shape = (len(names), *image.sizes, image.channels)
-        kind = np.dtype(np.float32 if image.depth else np.uint16 if image.high > 255 else np.uint8)
-        ceiling.check_bytes(int(np.prod(shape, dtype=np.float64)) * kind.itemsize, root)
-        cells[name] = np.empty(shape, dtype=kind)
+    names = sorted(set.intersection(*map(set, files.values())))
+    alone = len(set.union(*map(set, files.values()))) - len(names)
+    if alone:
+        folders = ", ".join(map(repr, files))
+        others = f"{root}: expected files of the same names in {folders}, found others"
+        faults.add([fault(others)], alone)
+    kinds = {
+        name: np.dtype(np.float32 if image.depth else np.uint16 if image.high > 255 else np.uint8)
+        for name, image in images.items()
+    }
+    shapes = {name: (*image.sizes, image.channels) for name, image in images.items()}
+    size = max(math.prod(shapes[name]) * kinds[name].itemsize for name in images)
+    names = names[: ceiling.fit(len(names), size, root, faults)]
+    cells: dict[str, Cells] = {
+        name: np.empty((len(names), *shapes[name]), dtype=kinds[name]) for name in images
+    }
     whole: list[Path] = []
     for stem in names:
         try:

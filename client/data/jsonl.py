@@ -32,12 +32,13 @@ def read_jsonl(path: Path, data: Data, faults: Faults) -> Table:
     cells: dict[str, list[Cell]] = {name: [] for name in data.columns}
     absent, empty = set(data.columns), True
     size = sum(math.prod(_shape(column)) for column in data.columns.values())
-    with ceiling.text_of(path) as text:
+    with ceiling.text_of(path, faults) as text:
         for line, content in enumerate(text, 1):
             if content.isspace():
                 continue
             empty = False
-            ceiling.check_cells((len(places) + 1) * size, path)
+            if ceiling.full((len(places) + 1) * size, path, faults):
+                break
             try:
                 record = _object(path, line, content)
                 absent.difference_update(record)

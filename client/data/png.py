@@ -52,7 +52,10 @@ def read_png(root: Path, data: Data, faults: Faults) -> Table:
         raise StudyError("data.target: expected a category column with folders of PNG")
     _check_modes(image)
     paths = _pictures(root, target)
-    ceiling.check_bytes(len(paths) * image.height * image.width * image.channels * 4, root)
+    taken = ceiling.fit(len(paths), image.height * image.width * image.channels * 4, root, faults)
+    if taken < len(paths):  # by the names alone: of no class there are none left
+        first = set(sorted(paths, key=lambda path: (path.name, path))[:taken])
+        paths = [path for path in paths if path in first]
     kind = np.uint8 if image.high <= 255 else np.uint16
     pictures = np.empty((len(paths), image.height, image.width, image.channels), dtype=kind)
     whole: list[Path] = []

@@ -103,12 +103,12 @@ def _read(study: Study, path: Path | None, faults: Faults) -> Records:
         return encode(study, read_builtin(data, faults))
     sources = _sources(data, path)
     parts = [
-        _together([encode(study, table) for table in _tables(data, source, faults)])
+        _together([encode(study, table) for table in _tables(data, source, faults)], faults)
         for source in sources
     ]
     if len(parts) > 1:
         parts = [_named(part, _stem(file)) for part, file in zip(parts, sources, strict=True)]
-    return _together(parts)
+    return _together(parts, faults)
 
 
 def _sources(data: Data, path: Path) -> list[Path]:
@@ -123,11 +123,17 @@ def _sources(data: Data, path: Path) -> list[Path]:
     return files
 
 
-def _together(parts: list[Records]) -> Records:
+def _together(parts: list[Records], faults: Faults) -> Records:
     """Return one site's records from several sources; one id is one patient in all of them."""
     if len(parts) == 1:
         return parts[0]
-    ceiling.check_bytes(sum(part.inputs.nbytes for part in parts), "records")
+    size = sum(part.inputs.nbytes for part in parts) // max(1, sum(map(len, parts)))
+    left = ceiling.fit(sum(map(len, parts)), size, "records", faults)
+    for number, part in enumerate(parts):
+        taken = min(left, len(part))
+        left -= taken
+        if taken < len(part):
+            parts[number] = part.take(np.arange(taken))
     records = join(parts)
     if records.patients is None:
         return records

@@ -1,7 +1,7 @@
 """Raw columns of one source as a format reader hands them on, before the contract is checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,15 @@ class Table:
     def broken(self) -> Mask:
         """(N,) True for the records that are left out."""
         return np.zeros(self.length, dtype=np.bool_)
+
+    def first(self, count: int) -> "Table":
+        """Return the table of the first ``count`` records alone."""
+        if count == self.length:
+            return self
+        columns = {name: cells[:count] for name, cells in self.columns.items()}
+        table = replace(self, length=count, columns=columns)
+        table.broken[:] = self.broken[:count]
+        return table
 
     def fault(self, row: int, column: str, expected: str, found: str = "") -> DataError:
         """Return the error for one cell: where it is and what was expected, never what it holds."""

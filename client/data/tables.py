@@ -36,7 +36,7 @@ def read_table(path: Path, data: Data, separator: str, faults: Faults) -> Table:
             )
     places: list[int] = []
     rows: list[tuple[str, ...]] = []
-    with ceiling.text_of(path) as text:
+    with ceiling.text_of(path, faults) as text:
         lines = _Lines(text)
         width, positions = _layout(path, _rows(path, lines, separator), data)
         pick = itemgetter(*positions) if len(positions) > 1 else lambda row: (row[positions[0]],)
@@ -46,9 +46,10 @@ def read_table(path: Path, data: Data, separator: str, faults: Faults) -> Table:
             if isinstance(row, DataError):
                 faults.add([row])
                 continue
+            if ceiling.full((len(rows) + 1) * len(positions), path, faults):
+                break
             places.append(line)
             rows.append(pick(row))
-            ceiling.check_cells(len(rows) * len(positions), path)
     if empty:
         raise _empty(path)
     marks = frozenset(mark.strip() for mark in data.missing)

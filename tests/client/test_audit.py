@@ -17,6 +17,7 @@ from privacy.heads import Head, Heads, countersign
 from privacy.keys import Identity
 from privacy.keys import identity as from_secret
 from privacy.ledger import Ledger
+from shared_models.fingerprint import fingerprint
 
 SERVER, PEER = from_secret(b"s" * 32), from_secret(b"p" * 32)
 PLAN = "5c" * 32
@@ -91,7 +92,48 @@ def test_it_adds_up_what_left_and_under_which_approval(folder: Folder) -> None:
         (1, PLAN),
         (2, PLAN),
     ]
-    assert list(found["peers"].values()) == [7]  # type: ignore[attr-defined]
+    assert found["peers"] == {fingerprint(PEER.public): {"rows": 7, "head": "cd" * 28}}
+    assert found["warning"] is None
+
+
+def test_a_log_that_was_cut_where_no_signed_end_is_left_is_warned_of(folder: Folder) -> None:
+    folder.change("journal.db", "DELETE FROM events WHERE number = 5")
+    for file in folder.path.glob("logs.db*"):
+        file.unlink()
+    found, words = read_audit(folder.path), StringIO()
+    assert "rows were cut from its end would not show" in str(found.document()["warning"])
+    show_audit(found, Console(file=StringIO()), Console(file=words, width=80))
+    assert "Warning: no end of this log that the coordinator has signed" in words.getvalue()
+
+
+def test_a_log_that_was_cut_before_the_approval_is_warned_of_by_the_approval(
+    folder: Folder,
+) -> None:
+    folder.change("journal.db", "DELETE FROM events WHERE number > 1")
+    for file in folder.path.glob("logs.db*"):
+        file.unlink()
+    (folder.path / "approval.json").write_text("{}")
+    assert read_audit(folder.path).warning
+
+
+def test_before_an_approval_nobody_has_signed_and_nothing_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "ulm").mkdir(mode=0o700)
+    identities.create(tmp_path / "ulm" / "identity.key")
+    with Journal(tmp_path / "ulm" / "journal.db") as journal:
+        journal.note("enrol", site="ulm")
+    found, words = read_audit(tmp_path / "ulm"), StringIO()
+    assert found.document()["warning"] is None
+    show_audit(found, Console(file=StringIO()), Console(file=words, width=80))
+    assert "Nobody has signed an end of this log yet: nothing was approved." in words.getvalue()
+
+
+def test_the_ends_of_other_hospitals_logs_are_shown(folder: Folder) -> None:
+    folder.keep(Head(7, "cd" * 28), PEER, owner=PEER.public)
+    folder.keep(Head(9, "ab" * 28), SERVER, owner=PEER.public)  # not the peer's own word
+    words = StringIO()
+    show_audit(read_audit(folder.path), Console(file=StringIO()), Console(file=words, width=80))
+    line = f"Seen of the log of {fingerprint(PEER.public)}: 7 rows, end {'cd' * 6}."
+    assert words.getvalue().splitlines()[-1] == line
 
 
 def test_it_is_readable_at_eighty_columns(folder: Folder) -> None:

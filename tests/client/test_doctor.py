@@ -24,11 +24,13 @@ import client.channel
 import client.doctor
 import client.line_checks
 import client.machine_checks
-from client import approval
+from client import approval, station
+from client.finding import failed
 from client.hours import DAYS
 from client.policy import load_policy
 from privacy import secagg_site
 from privacy.accounting import Event
+from privacy.errors import DataError, PrivacyError
 from privacy.ledger import Ledger
 from server.certificates import Certificates, issue
 from server.gateway import serve
@@ -39,12 +41,12 @@ from shared_models import letters
 from shared_models.contract import Section
 from shared_models.registry import count_parameters
 from tests.client.desk import Desk, Hospital, asked_for, join, open_desk, table
-from tests.client.steward import Ended, Program, site_program
+from tests.client.steward import Ended, Program, refused, site_program
 from tests.server.conftest import free_port
 
 CHECKS = (
     "files", "enrolment", "policy", "versions", "disk", "memory", "records", "masks",
-    "proxy", "name", "port", "certificate", "clock", "echo",
+    "proxy", "name", "port", "certificate", "clock", "echo", "code",
 )  # fmt: skip
 LINE = CHECKS[CHECKS.index("proxy") :]
 FAR = "coordinator.example"  # a name that is asked for by way of a proxy
@@ -89,6 +91,10 @@ class Found:
         self.code = ended.code
         self.all: dict[str, dict[str, Any]] = {one["name"]: one for one in json.loads(ended.out)}
         self.text = ended.out
+        silent = {
+            name for name, one in self.all.items() if not one["hint"] and one["verdict"] != "ok"
+        }
+        assert not silent, f"no word on what to do about {silent}"
 
     def bad(self) -> dict[str, str]:
         return {name: one["verdict"] for name, one in self.all.items() if one["verdict"] != "ok"}
@@ -177,7 +183,8 @@ def test_a_folder_of_nobody_ends_it(doctor: Doctor, site: Path, name: str) -> No
     assert (tuple(found.all), found.bad(), found.code) == (
         ("files", "enrolment"), {"enrolment": "failed"}, 2,
     )  # fmt: skip
-    assert found.all["enrolment"]["hint"] or name == "identity.key"
+    lost = "a key that is lost does not come back" in found.says("enrolment")
+    assert lost == (name == "identity.key")
 
 
 def test_a_study_that_was_edited(doctor: Doctor, site: Path) -> None:
@@ -327,6 +334,8 @@ def test_records_that_break_the_contract(doctor: Doctor, site: Path, tmp_path: P
     table(data, 1, first="431.75,yes")
     found = doctor()
     assert (found.bad(), found.code) == ({"records": "failed"}, 2)
+    assert "found none; the first that does not: " in found.says("records")
+    assert "records.csv the right one?" in found.says("records")
     assert "431.75" not in found.text
     data.write_text("age,other\n1,2\n")
     assert doctor().bad() == {"records": "failed"}
@@ -483,11 +492,7 @@ def test_a_server_of_another_name(doctor: Doctor, site: Path) -> None:
 def test_a_certificate_that_has_expired(
     desk: Desk, doctor: Doctor, site: Path, tmp_path: Path
 ) -> None:
-    long_ago = datetime.now(UTC) - timedelta(days=500)
-    old = issue(tmp_path / "tls", ["127.0.0.1"], long_ago)
-    shutil.copy(old.authority, site / "authority.pem")
-    with another_server(tmp_path, old, desk.apps) as port:
-        edit(site, port=port)
+    with expired(desk, site, tmp_path):
         assert "the coordinator renews it by a restart" in untrusted(doctor())
 
 
@@ -522,19 +527,35 @@ def test_a_clock_that_is_off(
     assert "NTP" in found.says("clock")
 
 
+def test_a_server_that_does_not_tell_its_time(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.channel, "_skew", lambda *_: None)
+    found = doctor()
+    assert (found.bad(), found.code) == ({"clock": "warning"}, 0)
+    assert "does not tell its time -> compare" in found.says("clock")
+
+
+def test_every_check_says_what_to_do_where_an_error_does_not() -> None:
+    for name in CHECKS:
+        assert failed(name, DataError("without a hint")).hint
+
+
 def test_a_site_that_was_revoked(desk: Desk, program: Program, site: Path) -> None:
     graz = site.parent / "graz"
     shutil.copytree(desk.folder.path.parent / "graz", graz)
     desk.revoke("graz")
+    ended = program("start", "--dir", graz, "--approve", "ab" * 32, "--confirmed", "all")
+    assert refused(ended, 3).startswith("refused by the coordinator: the site was revoked")
     found = Found(program("doctor", "--dir", graz, "--json"))
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "refuses this site's letters: the site was revoked" in found.says("echo")
 
 
 def test_an_echo_under_another_key(doctor: Doctor, site: Path) -> None:
     edit(site, server="ab" * 32)
     found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "expected a letter under the pinned key" in found.says("echo")
 
 
@@ -550,8 +571,23 @@ def test_an_echo_of_other_numbers(
 
     monkeypatch.setattr(desk.office, "_hear", turned)
     found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 2)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 2)
     assert "expected the made numbers back, got others" in found.says("echo")
+
+
+def test_a_coordinator_of_another_version(
+    desk: Desk, doctor: Doctor, begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an approval, too: else it shows as another plan, after the steward has approved."""
+    ours = doctor().all["code"]["text"]
+    assert f"the coordinator runs the same: fedward {version('fedward')}, code" in ours
+    monkeypatch.setattr("server.office.code_digest", lambda: "c0de" * 16)
+    monkeypatch.setattr("server.office.version", lambda _: "0.7.3")
+    found = doctor()
+    assert (found.bad(), found.code) == ({"code": "failed"}, 2)
+    assert "runs fedward 0.7.3, code c0dec0dec0de; here is" in found.says("code")
+    assert "install fedward 0.7.3" in found.says("code")
+    warned(begin, "code")
 
 
 def test_a_coordinator_that_is_busy(desk: Desk, doctor: Doctor, site: Path, tmp_path: Path) -> None:
@@ -562,7 +598,7 @@ def test_a_coordinator_that_is_busy(desk: Desk, doctor: Doctor, site: Path, tmp_
     with another_server(tmp_path, desk.folder.certificates(), {letters.PATH: busy}) as port:
         edit(site, port=port)
         found = doctor()
-    assert (found.bad(), found.code) == ({"echo": "failed"}, 5)
+    assert (found.bad(), found.code) == ({"echo": "failed"} | not_tried_after("echo"), 5)
     assert "got HTTP status 503" in found.says("echo")
 
 
@@ -577,6 +613,84 @@ def test_start_begins_nothing_on_a_machine_that_cannot_work(
     assert (ended.code, ended.out) == (2, "")
     assert "found records failed; nothing was begun" in ended.err
     assert not (site / "site.log").exists()
+
+
+@pytest.fixture
+def begin(program: Program, site: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ended]:
+    """Run start up to where the work begins."""
+
+    def begun(*_: object, **__: object) -> None:
+        raise PrivacyError("the work has begun")
+
+    monkeypatch.setattr(station, "work", begun)
+    return lambda: program("start", "--dir", site, "--approve", "ab" * 32, "--confirmed", "all")
+
+
+def warned(begin: Callable[[], Ended], name: str) -> None:
+    """Start has told of it as of something that may pass, and has begun to work."""
+    ended = begin()
+    assert "error: the work has begun" in ended.err, ended
+    assert f"warning  {name}" in ended.err
+    assert "to do:" in ended.err
+
+
+def test_start_waits_for_a_clock_to_be_set(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.channel, "clock", lambda: time.time() + 600)
+    warned(begin, "clock")
+
+
+def test_start_waits_for_memory(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.machine_checks, "memory_need", lambda *_: 1 << 50)
+    warned(begin, "memory")
+
+
+def test_start_waits_for_a_certificate_to_be_renewed(
+    desk: Desk, begin: Callable[[], Ended], site: Path, tmp_path: Path
+) -> None:
+    with expired(desk, site, tmp_path):
+        warned(begin, "certificate")
+
+
+def test_start_does_not_wait_for_another_server(
+    begin: Callable[[], Ended], site: Path, tmp_path: Path
+) -> None:
+    other = issue(tmp_path / "other", ["127.0.0.1"]).authority
+    shutil.copy(other, site / "authority.pem")
+    assert "found certificate failed; nothing was begun" in begin().err
+
+
+def test_start_waits_for_a_server_that_is_away(begin: Callable[[], Ended], site: Path) -> None:
+    edit(site, port=free_port())
+    warned(begin, "port")
+
+
+def test_start_waits_for_a_disk_that_does_not_answer(
+    begin: Callable[[], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(client.machine_checks, "_disk", lambda *_: answered.wait(60))
+    monkeypatch.setattr(client.machine_checks, "DISK_S", 0.2)
+    warned(begin, "disk")
+    answered.set()
+
+
+def test_start_reads_the_records_however_long_it_takes(
+    begin: Callable[[], Ended], doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = client.machine_checks.read_records
+
+    def slow(*given: Any, **more: Any) -> Any:
+        time.sleep(0.6)
+        return read(*given, **more)
+
+    monkeypatch.setattr(client.machine_checks, "read_records", slow)
+    monkeypatch.setattr(client.machine_checks, "RECORDS_S", 0.2)
+    assert begin().err == "fedward-site: error: the work has begun\n"
+    assert doctor().bad() == {"records": "failed"}
 
 
 # --- who answers instead -------------------------------------------------------------------------
@@ -603,6 +717,17 @@ def answering(words: bytes | None) -> Iterator[int]:
         yield there.getsockname()[1]
         there.shutdown(socket.SHUT_RDWR)
         thread.join(10)
+
+
+@contextmanager
+def expired(desk: Desk, site: Path, folder: Path) -> Iterator[None]:
+    """The coordinator's door with a certificate of last year; the site pins its authority."""
+    long_ago = datetime.now(UTC) - timedelta(days=500)
+    old = issue(folder / "tls", ["127.0.0.1"], long_ago)
+    shutil.copy(old.authority, site / "authority.pem")
+    with another_server(folder, old, desk.apps) as port:
+        edit(site, port=port)
+        yield
 
 
 @contextmanager

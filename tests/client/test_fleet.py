@@ -83,19 +83,22 @@ Serve = Callable[..., Line]
 
 
 @pytest.fixture
-def serve(key: NodeKey, authority: bytes, tmp_path: Path) -> Serve:
+def serve(key: NodeKey, authority: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Let a site work on the given replies; return what it did."""
 
     def run(
         pulls: list[Answer],
         pushes: list[Answer] | None = None,
         answer: Callable[[str, int, bytes], bytes] = lambda kind, node, payload: payload[::-1],
+        stop: threading.Event | None = None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> Line:
-        stop = threading.Event()
+        stop = stop or threading.Event()
         line = Line(stop, pulls, pushes or [])
         fleet = Fleet(Address("127.0.0.1", 1, authority), key, NODE, 1000, tmp_path)
         fleet._channel = fleet._pulse = line
-        fleet.serve(make_app(["echo"], answer), ["echo"], stop)
+        monkeypatch.setattr(module, "Channel", lambda *_: line)  # what is sent last has its own
+        fleet.serve(make_app(["echo"], answer), ["echo"], stop, gone)
         return line
 
     return run
@@ -244,6 +247,40 @@ def test_an_answer_that_is_too_late_is_dropped(serve: Serve) -> None:
 def test_an_answer_that_nobody_can_wait_for_any_more_is_given_up(serve: Serve) -> None:
     line = serve([message(ttl=1e-9), NOTHING], [LOST])
     assert answers(line) == [b"cba"]
+
+
+def test_an_answer_that_is_ready_when_the_site_is_stopped_is_sent(serve: Serve) -> None:
+    """As the receipt of a study's end."""
+    stop = threading.Event()
+
+    def last(kind: str, node: int, payload: bytes) -> bytes:
+        stop.set()
+        return payload
+
+    assert answers(serve([message()], [TAKEN], last, stop)) == [b"abc"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_answer_that_is_ready_when_the_site_has_left_is_not_sent(
+    serve: Serve, stopped: bool
+) -> None:
+    stop, left = threading.Event(), threading.Event()
+
+    def leaving(kind: str, node: int, payload: bytes) -> bytes:
+        left.set()
+        if stopped:
+            stop.set()
+        return payload
+
+    assert answers(serve([message(), NOTHING], [], leaving, stop, left.is_set)) == []
+
+
+def test_an_answer_that_was_not_taken_yet_is_not_sent_after_the_site_has_left(
+    serve: Serve,
+) -> None:
+    seen = iter([False, False, True])
+    line = serve([message(), NOTHING], [LOST, LOST], gone=lambda: next(seen, True))
+    assert answers(line) == [b"cba"] * 2
 
 
 @pytest.mark.parametrize("status", [400, 403, 413])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from client.data import ceiling
 from client.data.holdout import held_out
 from client.data.read import read_records
 from client.data.records import Records
@@ -46,7 +47,9 @@ def same(one: Records, other: Records) -> None:
     assert one.identities == other.identities
 
 
-def read_both(study: Study, path: Path, clean: Path, left_out: int) -> Records:
+def read_both(
+    study: Study, path: Path, clean: Path, left_out: int, told: int | None = None
+) -> Records:
     """Read what is left of a file, and compare it with one that never had the broken records."""
     with pytest.raises(DataError) as refused:
         read_records(study, path)
@@ -55,7 +58,7 @@ def read_both(study: Study, path: Path, clean: Path, left_out: int) -> Records:
     same(found, read_records(study, clean))
     assert found.left_out.count == left_out
     assert all(SECRET not in place for place in found.left_out.places)
-    assert len(found.left_out.places) == min(left_out, 5)
+    assert len(found.left_out.places) == (min(left_out, 5) if told is None else told)
     return found
 
 
@@ -152,6 +155,95 @@ def test_a_site_without_a_good_record_has_none(tmp_path: Path) -> None:
     sides = split(study, found, bytes(32), 1.0)
     assert (len(sides.train), len(sides.held)) == (0, 0)
     assert sides.train.inputs.shape == (0, 1)
+
+
+def test_records_above_the_ceiling_are_left_out_from_the_last_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have grown since the approval: how many there are must not stop a round."""
+    column = {"kind": "letters", "length": 64, "alphabet": "ACGT"}  # 512 bytes
+    study = study_of({"x": column, "who": {"kind": "id"}}, "sequence", patient="who")
+    for folder, rows in (("all", 6), ("few", 4)):
+        (tmp_path / folder).mkdir()
+        lines = [f"{'ACGT'[row % 4]},p{row // 2},1" for row in range(3 + rows)]
+        (tmp_path / folder / "a.csv").write_text("\n".join(["x,who,y", *lines[:3]]))
+        (tmp_path / folder / "b.csv").write_text("\n".join(["x,who,y", *lines[3:]]))
+    whole = read_records(study, tmp_path / "few")
+    monkeypatch.setattr(ceiling, "BYTES_MAX", 7 * 512 + 511)
+    found = read_both(study, tmp_path / "all", tmp_path / "few", 2, told=1)
+    assert found.patients is not None
+    assert whole.patients is not None
+    assert found.patients.tolist() == whole.patients.tolist()
+
+
+def test_a_table_above_the_ceiling_is_left_out_from_there_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of({"age": AGE})
+    (tmp_path / "a.csv").write_text("age,y\n1,1\n2,0\n3,1\n4,0\n")
+    (tmp_path / "b.csv").write_text("age,y\n1,1\n2,0\n")
+    (tmp_path / "a.jsonl").write_text('{"age": 1, "y": 1}\n{"age": 2, "y": 0}\n[]\n[]\n')
+    monkeypatch.setattr(ceiling, "CELLS_MAX", 4)
+    for name in ("a.csv", "a.jsonl"):
+        read_both(study, tmp_path / name, tmp_path / "b.csv", 1)
+
+
+@pytest.mark.parametrize("most", [800_000, 3 << 18, (3 << 18) + 1])
+def test_a_file_above_the_ceiling_ends_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    study = study_of({"age": AGE})
+    lines = [f"{row % 90},1" for row in range(200_000)]
+    (tmp_path / "a.csv").write_text("\n".join(["age,y", *lines]) + "\n")
+    monkeypatch.setattr(ceiling, "BYTES_MAX", most)
+    with pytest.raises(DataError, match=f"at most {most:,} bytes"):
+        read_records(study, tmp_path / "a.csv")
+    found = read_records(study, tmp_path / "a.csv", leave_out=True)
+    read = (tmp_path / "a.csv").read_bytes()[:most].count(b"\n") - 1  # without the header
+    assert len(found) == read
+    assert found.left_out.count in (1, 2)  # the rest, and a line that it cuts
+    whole = [row % 90 / 50 - 1 for row in range(read)]
+    assert np.allclose(found.inputs[:, 0], whole, atol=1e-6)
+
+
+def test_pictures_above_the_ceiling_cost_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = {"kind": "image", "height": 4, "width": 4, "channels": 1, "high": 255}
+    study = study_of({"x": column}, "image", format="png")
+    for root, names in (("all", "abcd"), ("few", "ab")):
+        for label in "01":
+            folder = tmp_path / root / label
+            folder.mkdir(parents=True)
+            for shade, name in enumerate(names):
+                pixels = np.full((4, 4), 9 * shade + int(label), dtype="u1")
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+    monkeypatch.setattr(ceiling, "BYTES_MAX", 4 * 16 * 4)
+    read_both(study, tmp_path / "all", tmp_path / "few", 4, told=1)
+
+
+def test_a_picture_without_its_mask_is_left_out(tmp_path: Path) -> None:
+    column = {"kind": "image", "height": 4, "width": 4, "channels": 1, "high": 255}
+    mask = {"kind": "mask", "values": ["out", "in"]}
+    study = parse_study(
+        {
+            "name": "ward",
+            "task": "segmentation",
+            "rounds": 1,
+            "data": {"target": "y", "columns": {"x": column, "y": mask}, "format": "png"},
+            "model": {"name": "unet"},
+            "training": {"learning_rate": 0.1, "local_steps": 1},
+            "privacy": {"mode": "none"},
+        }
+    )
+    for root, names in (("all", "abc"), ("few", "ac")):
+        for folder in "xy":
+            (tmp_path / root / folder).mkdir(parents=True)
+            for name in names:
+                pixels = np.full((4, 4), int(folder == "y"), dtype="u1")
+                Image.fromarray(pixels).save(tmp_path / root / folder / f"{name}.png")
+    (tmp_path / "all" / "y" / "b.png").unlink()
+    read_both(study, tmp_path / "all", tmp_path / "few", 1)
 
 
 def test_a_patient_on_both_sides_is_held_out_once_the_site_has_begun(tmp_path: Path) -> None:

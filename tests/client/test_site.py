@@ -484,6 +484,30 @@ def test_an_evaluation_of_no_record_is_all_zero(tmp_path: Path) -> None:
     assert not found.lanes.any()
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_record_without_a_finite_prediction_counts_nowhere_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: float
+) -> None:
+    """A refusal would tell the server that its record is there."""
+    predict = Trainer.predict
+
+    def overflows(self: Trainer, state: State, inputs: torch.Tensor) -> Any:
+        found = predict(self, state, inputs)
+        found[3] = odd
+        return found
+
+    given, held = study(), tensors(10)
+    expected = count_cells(
+        "binary",
+        ("no", "yes"),
+        np.delete(held.targets.numpy(), 3),
+        np.delete(Trainer(given, None).predict(begin(given), held.inputs), 3, axis=0),
+    )
+    monkeypatch.setattr(Trainer, "predict", overflows)
+    found = site(given, Readings(20), tmp_path).contribute("evaluate", begin(given), 1, 0)
+    assert found.lanes.tolist() == expected.tolist()
+
+
 # Evaluation under privacy
 
 

@@ -3,13 +3,22 @@
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import client.fleet
+from client import correspondence, station
+from client.fleet import Fleet
 from client.journal import Journal
+from client.leaving import leavable, leave
+from client.masked import Participant
 from client.station import Ended, work
+from client.training import Trainer
 from privacy.errors import DataError, FedwardError, PrivacyError, ProtocolError
 from privacy.keys import Identity
 from privacy.keys import identity as from_secret
@@ -17,6 +26,7 @@ from shared_models.notice import Notice, Reason, write_notice
 from shared_models.strategies import read_state, state_bytes, state_hash
 from tests.client.desk import Desk, Hospital, asked_for, join, open_desk
 from tests.client.test_consent import Steward, ask
+from tests.client.test_fleet import NODE, NOTHING, TAKEN, Line, answers, message
 
 
 class Refusing:
@@ -123,6 +133,56 @@ def test_a_ledger_that_is_shorter_than_the_log_says_ends_it_too(desk: Desk, site
         journal.note("sent", message="cohort", bytes=1, ledger=f"2/{'ab' * 32}")
     refused(PrivacyError, site.folder, "row")
     assert desk.asked == []
+
+
+@pytest.mark.parametrize(("line", "threads"), [("", 1), ("cpu_threads = 3\n", 3)])
+def test_a_site_trains_with_as_many_threads_as_its_policy_says(
+    site: Hospital, monkeypatch: pytest.MonkeyPatch, line: str, threads: int
+) -> None:
+    path, before = site.folder / "policy.toml", torch.get_num_threads()
+    path.write_text(line + path.read_text())
+    seen: list[int] = []
+
+    def made(*_: object) -> Trainer:
+        seen.append(torch.get_num_threads())
+        raise PrivacyError("seen")
+
+    monkeypatch.setattr(station, "Trainer", made)
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(PrivacyError, match="seen"):
+            work(site.folder, Steward(), lambda _: None)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+
+
+def test_who_leaves_while_it_trains_sends_no_vector(
+    desk: Desk, site: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = site.member.membership.model_copy(update={"node": NODE})
+    (site.folder / "site.json").write_text(edited.model_dump_json())
+    line = Line(threading.Event(), [message("query.cohort"), *[NOTHING] * 20], [TAKEN])
+
+    class OnLine(Fleet):
+        def serve(self, *given: Any, **more: Any) -> None:
+            line.stop = given[2]
+            self._channel = self._pulse = line
+            super().serve(*given, **more)
+
+    def trains(*_: object) -> bytes:
+        leave(leavable(site.folder))
+        return b"a vector"
+
+    monkeypatch.setattr(station, "Fleet", OnLine)
+    monkeypatch.setattr(client.fleet, "Channel", lambda *_: line)
+    monkeypatch.setattr(Participant, "answer", trains)
+    monkeypatch.setattr(correspondence, "TICK_S", 0.1)
+    with pytest.raises(PrivacyError, match="this site has left toy"):
+        work(site.folder, Steward(), lambda _: None)
+    assert answers(line) == [PrivacyError.exit_code]
+    assert noted(site, "sent") == []
+    assert len(noted(site, "refused")) == 1
 
 
 def notice(

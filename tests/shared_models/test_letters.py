@@ -29,7 +29,7 @@ def answers(question: bytes) -> list[letters.Section]:
     return [
         letters.Enrolled(**of, node=2**63, study="{}", first_model="34" * 32),
         letters.News(**of, state="running", sites=(news,), roster="{}", heads=("0" * 320,)),
-        letters.Echoed(**of, values=(1, 2)),
+        letters.Echoed(**of, values=(1, 2), version="0.1.0", code="56" * 32),
         letters.Refused(**of, reason="token"),
     ]
 

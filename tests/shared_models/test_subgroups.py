@@ -94,6 +94,16 @@ def quiet(asked: Study) -> CellNoise:
     return fit_cells(1e-4, cell_sensitivity(asked), len(evaluate_lanes(asked)), 5, 1)
 
 
+def test_a_prediction_that_is_not_finite_counts_in_no_group() -> None:
+    asked = study()
+    targets, predictions, groups = made(asked, 30, 3)
+    expected = count_cells(
+        asked, np.delete(targets, 7), np.delete(predictions, 7, axis=0), np.delete(groups, 7)
+    )
+    predictions[7, 1] = np.inf
+    assert count_cells(asked, targets, predictions, groups).tolist() == expected.tolist()
+
+
 # What a unit can move
 
 
