@@ -91,6 +91,12 @@ class Lifetime:
         """The figure that a report leads with."""
         return "c_index"
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        if self.cox:
+            return ("c_index",)
+        return self.metrics if exact else ("c_index", f"calibration_{self.horizons[-1]:g}")
+
     def losses(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
         """Return (B,) losses in nats: under Cox of each event among the records of the batch.
 
