@@ -26,50 +26,61 @@ STAY: dict[str, Any] = {
 FILM: dict[str, Any] = {"kind": "image", "height": 8, "width": 8}
 DAYS: dict[str, Any] = {"kind": "number", "low": 0, "high": 10, "unit": "days"}
 SEX: dict[str, Any] = {"kind": "category", "values": ["female", "male"], "input": False}
+SMALL: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [4]},
+    "cnn": {"channels": [2, 3], "hidden": 4},
+    **{name: {"hidden": [4]} for name in ("lstm", "gru", "rnn")},
+    "attention": {"width": 4, "heads": 2, "layers": 1, "feedforward": 6},
+    "autoencoder": {"hidden": [4], "code": 1},
+    "unet": {"channels": [2, 4]},
+    "fusion": {"width": 3, "hidden": [4], "recurrent": [2], "channels": [2]},
+}
+MODELS = {name: {"name": name, **section} for name, section in SMALL.items()}
 # Of each task: its columns without the target "ill", its network, and what else its study says.
 TASK_STUDIES: dict[str, dict[str, Any]] = {
-    "tabular": {"columns": {"age": AGE, "dose": AGE}, "model": {"name": "mlp", "hidden": [4]}},
+    "tabular": {"columns": {"age": AGE, "dose": AGE}, "model": MODELS["mlp"]},
     "image": {
         "columns": {"film": FILM},
-        "model": {"name": "cnn", "channels": [2, 3], "hidden": 4},
+        "model": MODELS["cnn"],
     },
-    "series": {"columns": {"stay": STAY, "age": AGE}, "model": {"name": "lstm", "hidden": [4]}},
+    "series": {"columns": {"stay": STAY, "age": AGE}, "model": MODELS["lstm"]},
     "sequence": {
         "columns": {"dna": {"kind": "letters", "alphabet": "ACGT", "length": 12}},
-        "model": {"name": "attention", "width": 4, "heads": 2, "layers": 1, "feedforward": 6},
+        "model": MODELS["attention"],
     },
     "molecule": {
         "columns": {"smiles": {"kind": "molecule", "buckets": 16}, "dead": FLAG},
         "target": ["ill", "dead"],
-        "model": {"name": "mlp", "hidden": [4]},
+        "model": MODELS["mlp"],
     },
     "anomaly": {
         "columns": {"age": AGE, "dose": AGE},
         "positive": ["yes"],
-        "model": {"name": "autoencoder", "hidden": [4], "code": 1},
+        "model": MODELS["autoencoder"],
     },
     "warning": {
         "columns": {"stay": STAY, "days": {**DAYS, "unit": "hours"}},
         "target": ["ill", "days"],
-        "model": {"name": "lstm", "hidden": [4]},
+        "model": MODELS["lstm"],
         "warning": {"hours": [2, 4], "at": 4, "false_alarms": 0.3},
     },
     "fusion": {
         "columns": {"age": AGE, "stay": STAY, "film": {**FILM, "missing": "constant"}},
-        "model": {"name": "fusion", "width": 3, "hidden": [4], "recurrent": [2], "channels": [2]},
+        "model": MODELS["fusion"],
     },
     "survival": {
         "columns": {"days": DAYS, "age": AGE, "dose": AGE},
         "target": ["days", "ill"],
-        "model": {"name": "mlp", "hidden": [4]},
+        "model": MODELS["mlp"],
         "survival": {"edges": [2, 5, 8], "horizons": [2, 8]},
     },
     "segmentation": {
         "columns": {"film": FILM, "where": {"kind": "mask", "values": ["none", "cell", "wall"]}},
         "target": "where",
-        "model": {"name": "unet", "channels": [2, 4]},
+        "model": MODELS["unet"],
     },
 }
+VOLUME: dict[str, Any] = {**FILM, "depth": 4, "height": 4, "width": 4}
 PRIVATE: dict[str, Any] = {
     "mode": "distributed",
     "epsilon": 4.0,
