@@ -21,6 +21,7 @@ AGE: dict[str, Any] = {"kind": "number", "low": 0, "high": 100}
 STAY: dict[str, Any] = {
     "kind": "series",
     "steps": 6,
+    "missing": "forward_indicator",
     "variables": {"pulse": {"low": 0, "high": 200}, "pain": {"low": 0, "high": 10}},
 }
 FILM: dict[str, Any] = {"kind": "image", "height": 8, "width": 8}

@@ -73,9 +73,9 @@ def test_records_of_another_shape_are_refused_by_name(
         ("tabular", {}, "records of 2 numbers"),
         ("image", {}, "pictures of 8 x 8 with 1 channel"),
         ("segmentation", OTHERS["segmentation", "unet"], "volumes of 4 x 4 x 4 with 1 channel"),
-        ("series", {}, "series of 6 steps with 3 numbers each"),
+        ("series", {}, "series of 6 steps with 5 numbers each"),
         ("sequence", {}, "sequences of 12 token ids"),
-        ("fusion", {}, "records of 80 numbers: static, series, image, then a mark for each"),
+        ("fusion", {}, "records of 92 numbers: static, series, image, then a mark for each"),
     ],
 )
 def test_the_refusal_says_what_the_network_reads(
