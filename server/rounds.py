@@ -15,12 +15,12 @@ from privacy.encoding import Integers
 from privacy.errors import AbsentError, FedwardError, ProtocolError
 from server.checkpoint import Checkpoint, Row
 from shared_models.lanes import training_loss
-from shared_models.metrics import Figure
+from shared_models.metrics import LOWER_IS_BETTER, Figure
 from shared_models.release import released_figures
 from shared_models.sections import NoPrivacy
 from shared_models.steps import after_sum, evaluation_due
 from shared_models.strategies import state_bytes, state_hash
-from shared_models.study import Study, is_trusting
+from shared_models.study import Study, is_trusting, stopping_figure
 
 _LOG = logging.getLogger("fedward.server")
 
@@ -251,13 +251,17 @@ def _plain(figures: Mapping[str, Figure]) -> dict[str, object]:
 
 
 def _stalled(study: Study, history: Sequence[Row]) -> bool:
-    """Early stopping: no released loss below the best one for ``patience`` evaluations."""
-    patience = study.evaluation.patience
-    values: list[float] = [
-        figures["loss"]["value"]
-        for figures in (row.get("released") for row in history)
-        if isinstance(figures, dict) and figures and figures["loss"]["value"] is not None
-    ]
-    if patience is None or len(values) <= patience:
+    """Early stopping: no released figure better than the best for ``patience`` evaluations."""
+    patience, name = study.evaluation.patience, stopping_figure(study)
+    if patience is None or name is None:
         return False
-    return min(values[-patience:]) >= min(values[:-patience])
+    told = [row["released"] for row in history if "released" in row]
+    found: list[float | None] = [
+        figures[name]["value"] if isinstance(figures, dict) and figures else None
+        for figures in told
+    ]
+    if found[-1] is None:
+        _LOG.warning("the evaluation tells no %s: early stopping does not count it", name)
+    sign = 1 if name in LOWER_IS_BETTER else -1
+    values = [sign * value for value in found if value is not None]
+    return len(values) > patience and min(values[-patience:]) >= min(values[:-patience])

@@ -92,6 +92,10 @@ class Alarms:
         """The figure that a report leads with."""
         return f"auc_{self.at}"
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        return self.metrics if exact else (self.headline, "sensitivity", "false_alarms")
+
     def losses(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
         """Return (B,) mean binary cross entropies, in nats; 0 of a record without an hour at risk.
 

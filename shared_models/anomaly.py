@@ -77,6 +77,10 @@ class Anomaly:
         """The figure that a report leads with."""
         return "auc"
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        return self.metrics if exact else ("auc", "sensitivity_95")
+
     def losses(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
         """Return (B,) errors of the normal records, and 0 for the others.
 

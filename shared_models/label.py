@@ -53,6 +53,12 @@ class Label:
         """The figure that a report leads with."""
         return metrics.HEADLINE[self.kind]
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        if exact or self.kind != "multiclass":
+            return self.metrics
+        return tuple(name for name in self.metrics if name not in {"auc", "pr_auc"})
+
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return each record's own loss; no record's loss depends on another record.
 

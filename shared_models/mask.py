@@ -84,6 +84,13 @@ class Mask:
         """The figure that a report leads with."""
         return "dice"
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        if exact:
+            return self.metrics
+        alone = self.metrics[self.metrics.index("loss") + 1 :]
+        return ("dice", "iou", *alone)
+
     @property
     def diagonal(self) -> float:
         """The longest distance inside a record, in the unit of the spacing."""

@@ -67,6 +67,10 @@ class Panel:
         """The figure that a report leads with."""
         return "auc"
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        return self.metrics if exact else ("auc", *(f"auc_{name}" for name in self.names))
+
     def losses(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
         """Return (B,) mean binary cross entropies, in nats; 0 of a record without any answer.
 

@@ -16,6 +16,7 @@ from shared_models.fusion import build_fusion
 from shared_models.inputs import input_spec
 from shared_models.mlp import build_mlp, build_step_mlp
 from shared_models.recurrent import build_prefixes, build_recurrent
+from shared_models.shape_check import checked
 from shared_models.study import Study
 from shared_models.tasks import TASKS, target_of
 from shared_models.unet import build_unet
@@ -45,7 +46,8 @@ FORWARD: dict[str, Callable[..., nn.Module]] = {
 def build_network(study: Study, seed: int = 0) -> nn.Module:
     """Return the study's network with the initial weights that ``seed`` gives.
 
-    The same study and seed give the same weights; the caller's random state is left as it was.
+    The same study and seed give the same weights; the caller's random state is left as it was. It
+    refuses records of another shape, by name (`shared_models.shape_check`).
 
     Args:
         study: task, data contract and model.
@@ -66,7 +68,8 @@ def build_network(study: Study, seed: int = 0) -> nn.Module:
         # The CPU generator alone: torch.manual_seed would reseed accelerators too, for good.
         torch.default_generator.manual_seed(seed)
         networks = FORWARD if study.task == "warning" else NETWORKS
-        return networks[study.model.name](study.model, spec, target_of(study).outputs)
+        network = networks[study.model.name](study.model, spec, target_of(study).outputs)
+    return checked(network, study, spec)
 
 
 def count_parameters(study: Study) -> int:

@@ -228,7 +228,9 @@ class Evaluation(Section):
     holdout_values: tuple[str, ...] = ()
     folds: int | None = Field(None, ge=2, le=100)
     every: int = Field(5, ge=1)
-    patience: int | None = Field(None, ge=1)  # evaluations without a lower loss before stopping
+    # Evaluations without a better figure before the study stops. The figure is the loss where it is
+    # told, else the task's main one: Dice, c-index or AUC, which noise leaves, and Cox's c-index.
+    patience: int | None = Field(None, ge=1)
     release: Literal["noised", "exact"] = "noised"
     epsilon: float = Field(1.0, gt=0)
     subgroups: Subgroups | None = None

@@ -36,7 +36,7 @@ from shared_models.sections import (
     Survival,
     Training,
 )
-from shared_models.tasks import TASKS, TaskName
+from shared_models.tasks import TASKS, TaskName, target_of
 
 STUDY_BYTES_MAX = 1 << 20
 GROUPS_MAX = 16  # of held-out records: each has cells of its own
@@ -67,6 +67,7 @@ class Study(Section):
         self._training_fits()
         self._privacy_fits()
         self._subgroups_fit()
+        self._stopping_fits()
         aggregation, simulation = self.aggregation, self.simulation
         plain_sgd = self.training.optimizer == "sgd" and not self.training.momentum
         if aggregation.strategy == "scaffold" and not plain_sgd:
@@ -196,6 +197,14 @@ class Study(Section):
                 f"called {MISSING_GROUP!r}, found {count} of {asked.column!r}"
             )
 
+    def _stopping_fits(self) -> None:
+        if self.evaluation.patience is not None and stopping_figure(self) is None:
+            raise ValueError(
+                "evaluation.patience: expected evaluations that tell a loss or "
+                f"{target_of(self).headline}, which stop a study, found neither with "
+                f"evaluation.release = {self.evaluation.release!r}: leave patience out"
+            )
+
     def _public_units(self) -> float:
         """Return the largest number of records (patients) that the study's public figures name.
 
@@ -253,6 +262,17 @@ def is_exact(study: Study) -> bool:
 def is_trusting(study: Study) -> bool:
     """Say whether held-out records are protected by summing alone, in a study with privacy."""
     return is_exact(study) and not isinstance(study.privacy, NoPrivacy)
+
+
+def stopping_figure(study: Study) -> str | None:
+    """Return the figure that early stopping reads: the loss where it is told, else the main one.
+
+    The study alone decides, so that every evaluation is compared by the same figure. None: neither
+    is told.
+    """
+    target = target_of(study)
+    told = target.told(exact=is_exact(study))
+    return next((name for name in ("loss", target.headline) if name in told), None)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

@@ -1,9 +1,9 @@
 """Targets that are a time until an event, which may not have been seen: hazards by interval, Cox.
 
 Discrete-time hazards are a sum over a record's own intervals, and so can be trained privately:
-Gensheimer and Narasimhan 2019, PeerJ 7:e6257. Cox's partial likelihood compares records, those of
-one batch of one site with each other (stratified by site): the study allows it without privacy
-only. It estimates no curve and no c itself: lifetimes does.
+Gensheimer and Narasimhan 2019, PeerJ 7:e6257. Cox's partial likelihood compares records, all of one
+site with each other (stratified by site): the study allows it without privacy only, one step a
+round. It estimates no curve and no c itself: lifetimes does.
 
 A record's risk is what the network predicts of the event by the last horizon; under Cox, which
 predicts an order alone, r / (1 + r) of its relative risk r. Cells, in order:
@@ -90,6 +90,12 @@ class Lifetime:
     def headline(self) -> str:
         """The figure that a report leads with."""
         return "c_index"
+
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells."""
+        if self.cox:
+            return ("c_index",)
+        return self.metrics if exact else ("c_index", f"calibration_{self.horizons[-1]:g}")
 
     def losses(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
         """Return (B,) losses in nats: under Cox of each event among the records of the batch.
@@ -389,6 +395,12 @@ def survival_fits(study: "Study") -> None:
             "survival.loss: 'cox' compares records with each other, so that no record has a "
             f"loss of its own: expected 'hazards' with privacy.mode = {study.privacy.mode!r}"
         )
+    for key in ("local_epochs", "local_steps", "batch_size"):
+        if section.loss == "cox" and getattr(study.training, key) is not None:
+            raise ValueError(
+                f"training.{key}: expected none with survival.loss = 'cox', which compares each "
+                "event with all records of its site that are at risk: a batch would leave some out"
+            )
 
 
 def _partial_likelihood(risk: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":

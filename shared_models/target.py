@@ -43,6 +43,12 @@ class Target(Protocol):
     def headline(self) -> str:
         """The figure that a report leads with."""
 
+    def told(self, *, exact: bool) -> tuple[str, ...]:
+        """Return the names of the figures that an evaluation tells; ``exact``: without noise.
+
+        A figure that is not told has no value, whatever the records are.
+        """
+
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return (B,) losses; none depends on another record.
 

@@ -210,7 +210,8 @@ def _measured(cells: Cells) -> Mask:
     """Return (N,) whether any cell of a record is no NaN."""
     if cells.dtype.kind != "f":
         return np.ones(len(cells), dtype=np.bool_)
-    nothing: Mask = np.all(np.isnan(cells.reshape(len(cells), -1)), axis=1)
+    flat = cells.reshape(len(cells), math.prod(cells.shape[1:]))  # -1 knows no size of no record
+    nothing: Mask = np.all(np.isnan(flat), axis=1)
     return ~nothing
 
 

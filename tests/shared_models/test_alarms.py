@@ -78,7 +78,7 @@ def test_no_answer_knows_a_later_hour(name: str) -> None:
         changed = x.clone()
         changed[:, hour:] += 1.0
         torch.testing.assert_close(network(changed)[:, :hour], whole[:, :hour])
-        torch.testing.assert_close(network(x[:, :hour]), whole[:, :hour])  # of a shorter stay
+        torch.testing.assert_close(network.forward(x[:, :hour]), whole[:, :hour])  # shorter
         assert not torch.allclose(network(changed)[:, hour:], whole[:, hour:])
 
 
@@ -88,9 +88,9 @@ def test_a_network_that_sees_later_hours_is_refused(name: str) -> None:
         build_network(warning_study(model={"name": name}))
 
 
-def test_a_record_of_another_shape_is_refused_by_the_layers() -> None:
+def test_a_record_of_another_shape_is_refused_by_name() -> None:
     network = build_network(warning_study())
-    with pytest.raises(RuntimeError, match="Expected 2, got 3"):
+    with pytest.raises(ValueError, match=r"expected \(B, 4, 2\), got \(2, 4, 3\): the network"):
         network(torch.randn(2, 4, 3))
     with pytest.raises(ValueError, match=r"expected \(N, 2\) targets and \(N, 4\) predictions"):
         TARGET.count_cells(np.zeros((3, 2)), np.zeros((3, 5)))

@@ -242,5 +242,6 @@ def test_a_picture_too_small_for_the_poolings_is_refused() -> None:
 
 def test_a_record_of_another_length_is_refused_by_name(tmp_path: Path) -> None:
     network, x = network_and_records(tmp_path)
-    with pytest.raises(RuntimeError, match="split_with_sizes expects split_sizes to sum"):
+    named = r"expected \(B, 36\), got \(40, 35\): the network \"fusion\" of study \"ward\" reads"
+    with pytest.raises(ValueError, match=named):
         network(x[:, :-1])

@@ -29,7 +29,8 @@ from shared_models.subgroups import (
     group_names,
     groups_of,
 )
-from shared_models.tasks import target_of
+from shared_models.tasks import TASKS, target_of
+from tests.shared_models.studies import better_answers, made_targets, task_study
 
 SEX = {"kind": "category", "values": ["female", "male"]}
 WARD = {"kind": "category", "values": ["a", "b", "c", "d"], "missing": "constant"}
@@ -221,6 +222,24 @@ def test_exact_figures_of_a_group_are_those_of_its_records() -> None:
         assert own == target_of(asked).exact_figures(targets[rows], predictions[rows])
         assert shown["accuracy"] == own["accuracy"]
     assert told.figures["accuracy"].n == 400
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_exact_figures_of_a_group_are_those_of_its_records_alone_for_every_task(task: str) -> None:
+    evaluation = {"subgroups": {"column": "sex", "smallest": 2}}
+    asked = task_study(task, evaluation=evaluation)
+    target, count = target_of(asked), 120
+    truth = made_targets(target, count)
+    answers = better_answers(target, truth, 0.4)
+    targets, groups = truth.numpy(), np.random.default_rng(2).integers(0, 2, count)
+    told = released_figures(asked, count_cells(asked, targets, answers, groups), 5, 5)
+    exact = exact_figures(asked, targets, answers, groups)
+    assert told.figures == target.figures_from_cells(target.count_cells(targets, answers))
+    for place, name in enumerate(("female", "male")):
+        own, said = targets[groups == place], answers[groups == place]
+        assert exact[name] == target.exact_figures(own, said)
+        assert told.subgroups[name] == target.figures_from_cells(target.count_cells(own, said))
+        assert exact[name] != target.exact_figures(targets, answers)
 
 
 def test_a_small_group_is_left_out_of_every_release() -> None:

@@ -11,15 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.data.read import read_records
+from client.training import BATCH_SIZE, Tensors, Trainer
 from privacy.cell_noise import fit_cells
 from privacy.dpsgd import Mechanism, PrivateStep
 from privacy.errors import DataError, StudyError
 from privacy.stream import Stream
 from shared_models.metrics import Figure
 from shared_models.mlp import Mlp
-from shared_models.study import Study, parse_study
+from shared_models.registry import build_network
+from shared_models.strategies import first_state
+from shared_models.study import Study, load_study, parse_study
 from shared_models.survival import RISKS, Lifetime
 from shared_models.tasks import target_of
+from shared_models.weights import vector_of
 from simulations.run import simulate
 from tests.privacy.networks import KEY, assert_close, naive_sum
 
@@ -296,11 +300,48 @@ def study(**sections: Any) -> Study:
         ({"survival": {"edges": [2, 2, 5]}}, "expected edges that rise"),
         ({"survival": {"horizons": [3]}}, "expected horizons that are among the edges"),
         ({"survival": {"loss": "cox"}, "privacy": PRIVATE}, "survival.loss: 'cox' compares"),
+        *(
+            (
+                {"survival": {"loss": "cox"}, "training": {**training}},
+                rf"training\.{key}: expected none with survival.loss = 'cox'",
+            )
+            for key, training in {
+                "local_epochs": {"local_epochs": 1, "batch_size": 8},
+                "local_steps": {"local_steps": 1},
+                "batch_size": {"batch_size": 500},
+            }.items()
+        ),
     ],
 )
 def test_a_study_that_does_not_fit_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(StudyError, match=named):
         study(**changes)
+
+
+def test_under_cox_a_sites_step_compares_each_event_with_all_that_are_at_risk() -> None:
+    """Also at a site of more records than a batch has where a study names steps."""
+    asked, count = study(survival={"loss": "cox"}), 3 * BATCH_SIZE + 1
+    torch.manual_seed(7)
+    x = torch.randn(count, 3)
+    y = torch.stack((torch.rand(count) * 9, (torch.rand(count) < 0.6).float()), dim=1)
+    network = build_network(asked, 4)
+    risks, chances = network(x)[:, 0], []
+    for row in range(count):
+        at_risk = y[:, 0] >= y[row, 0]
+        chances.append(y[row, 1] * (risks[row] - risks[at_risk].logsumexp(0)))
+    gradients = torch.autograd.grad(-torch.stack(chances).mean(), list(network.parameters()))
+    state = first_state(asked.aggregation, vector_of(network))
+    update = Trainer(asked, None).train(state, Tensors(x, y), lambda *_: KEY)
+    moved = -0.1 * torch.cat([one.flatten() for one in gradients])
+    # float32 of some hundred terms, and of the weights from which it is the difference
+    np.testing.assert_allclose(update.change, moved.numpy(), rtol=1e-3, atol=1e-6)
+    assert update.records == count
+
+
+@pytest.mark.parametrize("more", [[], ["model.hidden=[]"]], ids=["DeepSurv", "linear"])
+def test_the_example_can_be_run_with_cox(more: list[str]) -> None:
+    path = Path(__file__).parents[2] / "examples" / "brca" / "study.toml"
+    assert target_of(load_study(path, ["survival.loss=cox", *more])).headline == "c_index"
 
 
 def test_times_and_events_that_are_missing_or_wrong_are_refused_by_name(tmp_path: Path) -> None:

@@ -32,10 +32,13 @@ CHANGES: dict[str, dict[str, object]] = {
         "evaluation.epsilon": 20.0,  # noise of about one, and counts of twenty
         "evaluation.holdout": 0.8,
     },
-    "local, scaffold, exact figures": {
+    "local, scaffold, exact figures, stopped early": {
         "aggregation.strategy": "scaffold",
         "evaluation.release": "exact",
-        "rounds": 2,
+        "training.learning_rate": 5.0,  # too large a step: the loss rises
+        "evaluation.every": 1,
+        "evaluation.patience": 1,
+        "rounds": 3,
     },
 }
 
@@ -48,6 +51,11 @@ class Both:
         self.local = self._kept(simulate(study, records, folder / "local"), "local")
         deployed = deploy(study, records, folder / "deploy", watch=self.told.append)
         self.deploy = self._kept(deployed, "deploy")
+
+    @property
+    def rounds(self) -> int:
+        """Those that were run."""
+        return self.local.checkpoint.state.round
 
     def _kept(self, outcome: Outcome, engine: str) -> Outcome:
         write_outcome(outcome, self.folder / engine)
@@ -79,6 +87,15 @@ def test_the_model_and_all_figures_are_the_same(both: Both) -> None:
         assert len(both.files(name)) == 1, name
 
 
+def test_both_stop_early_where_the_study_says_so(both: Both) -> None:
+    asked = both.study.evaluation.patience is not None
+    for outcome in (both.local, both.deploy):
+        assert outcome.checkpoint.stopped == asked
+    assert both.rounds == both.study.rounds - asked
+    card = next((both.folder / "deploy" / "deploy").glob("**/card.md")).read_text()
+    assert f"| rounds | {both.rounds} of {both.study.rounds}: " in card
+
+
 def test_the_results_differ_in_engine_and_costs_alone(both: Both) -> None:
     local, deployed = both.results("local"), both.results("deploy")
     assert (local.pop("engine"), deployed.pop("engine")) == ("local", "deploy")
@@ -107,7 +124,7 @@ def test_figures_by_group_are_told_and_taken_home(both: Both) -> None:
 
 
 def test_whoever_watches_is_told_of_each_round(both: Both) -> None:
-    assert [one.round for one in both.told] == list(range(1, both.study.rounds + 1))
+    assert [one.round for one in both.told] == list(range(1, both.rounds + 1))
     assert both.told[-1].metric == both.deploy.figures()
 
 
@@ -119,7 +136,7 @@ def test_each_site_was_a_hospital_of_its_own(both: Both) -> None:
         with Ledger(folder / "sites" / site / "ledger.db") as ledger:
             debits = [row.key for row in ledger.rows() if isinstance(row.entry, Event)]
         rounds = [int(key.split("/")[2]) for key in debits if "/train/" in key]
-        assert rounds == list(range(1, both.study.rounds + 1))
+        assert rounds == list(range(1, both.rounds + 1))
         assert not (folder / "tokens" / site).exists()
 
 

@@ -121,6 +121,17 @@ def test_an_example_trains_a_round_on_records_of_its_contract(path: Path, tmp_pa
     assert found.figures()["loss"].value is not None
 
 
+def test_splice_is_learnt_by_attention_too(tmp_path: Path) -> None:
+    """The other network that its study names; short, on made sequences."""
+    model = 'model={name="attention", width=8, heads=2, layers=1, feedforward=8}'
+    study = load_study(
+        ROOT / "splice" / "study.toml", ["rounds=1", "training.local_epochs=1", model]
+    )
+    found = simulate(study, made_records(study.data, tmp_path), tmp_path / "out")
+    assert found.figures()["loss"].value is not None
+    assert np.isfinite(found.checkpoint.state.model).all()
+
+
 @pytest.mark.parametrize("path", [p for p in STUDIES if p.stem == "private"], ids=name)
 def test_a_private_study_has_the_records_and_hold_out_of_the_plain_one(path: Path) -> None:
     private, plain = (load_study(path.with_name(f"{stem}.toml")) for stem in ("private", "study"))

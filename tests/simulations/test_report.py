@@ -14,10 +14,12 @@ from privacy.errors import DataError
 from shared_models.cells import count_cells
 from shared_models.curves import curves
 from shared_models.metrics import HEADLINE, METRICS, exact_metrics, metrics_from_cells
+from shared_models.tasks import target_of
 from shared_models.wording import LABELS, epsilon_words, show, show_epsilon
 from simulations.report import render_report, write_report
 from simulations.summary import print_summary
 from simulations.wording import COVERS
+from tests.shared_models.studies import better_answers, made_targets, task_study
 
 CLASSES = {
     "binary": ("malignant", "benign"),
@@ -316,6 +318,49 @@ def test_curves_of_no_records_draw_nothing():
     results, history = run()
     results["curves"] = curves("binary", CLASSES["binary"], np.zeros(0, int), np.zeros((0, 2)))
     assert "ROC curve</h3>" not in render_report(results, history)
+
+
+def reported(task, path, count=90):
+    """Return the page, the figures and the curves of a made-up run of ``task``."""
+    results, history = run()
+    study = task_study(task)
+    target, truth = target_of(study), made_targets(target_of(study), count)
+    answers = better_answers(target, truth, 0.2)
+    figures = target.exact_figures(truth.numpy(), answers)
+    drawn = target.curves(truth.numpy(), answers)
+    results["study"]["data"] = study.document()["data"]
+    results |= {"headline": target.headline, "curves": drawn, "baselines": {}, "sites_metrics": {}}
+    results["metrics"] = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
+    write_report(results, history, path)
+    return path.read_text(), figures, drawn
+
+
+def test_survival_is_drawn_by_predicted_risk_in_the_unit_of_its_time(tmp_path):
+    page, figures, drawn = reported("survival", tmp_path / "report.html")
+    assert "Kaplan-Meier by predicted risk</h3>" in page
+    ends = [f"{one['group']} {one['shares'][-1]:.3f}" for one in drawn["groups"]]
+    assert (
+        f'aria-label="Share without the event by predicted risk, at last: {", ".join(ends)}"'
+        in page
+    )
+    for one in drawn["groups"]:
+        assert f"{one['group']} risk ({one['events']} of {one['n']})" in page
+    assert "Time (days)" in page
+    assert "Calibration</h3>" in page
+    assert show(figures["c_index"].value) in page
+
+
+def test_warnings_are_drawn_by_the_hours_that_were_known(tmp_path):
+    page, figures, drawn = reported("warning", tmp_path / "report.html")
+    assert "AUC by hour</h3>" in page
+    first, last = drawn["hours"][0][1], drawn["hours"][-1][1]
+    assert f"{first:.3g}" != f"{last:.3g}"
+    assert f'aria-label="AUC by hours known, from {first:.3g} to {last:.3g}"' in page
+    assert "Hours known" in page
+    assert "ROC curve</h3>" in page
+    assert all(f"{one['class']} ({one['auc']:.3f})" in page for one in drawn["roc"])
+    for name in ("auc_2", "auc_4", "sensitivity", "false_alarms", "alarms_a_day", "lead_hours"):
+        assert show(figures[name].value) in page
 
 
 def test_the_report_can_be_made_again_from_its_files():
