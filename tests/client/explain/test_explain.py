@@ -267,7 +267,7 @@ def test_a_planted_letter_is_the_largest_of_its_record(tmp_path: Path) -> None:
     found = explain(folder, letters(tmp_path / "r.csv"))
     first = found.records[0]
     assert first.cells == tuple("ACTGAGCA")
-    assert (first.explained, round(first.score, 4), first.baseline) == ("yes", 4, 0)
+    assert (first.words.explained, round(first.score, 4), first.baseline) == ("yes", 4, 0)
     for values in first.values.values():
         assert values.argmax() == 5
     assert found.records[1].cells == tuple("ACTGA")
@@ -286,7 +286,7 @@ def test_values_are_shown_as_they_were_written(tmp_path: Path) -> None:
         ("67 years", "12.5", "b"),
         ("30 years", "missing", "missing"),
     ]
-    assert [one.answer for one in found.records] == ["yes", "no"]
+    assert [one.words.own for one in found.records] == ["yes", "no"]
 
 
 def test_an_explanation_that_is_not_of_the_model_is_flagged(

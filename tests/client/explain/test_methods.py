@@ -14,12 +14,12 @@ from client.explain.methods import (
     Subject,
     attention_weights,
     integrated_gradients,
-    log_odds,
     rank_correlation,
 )
 from shared_models.inputs import input_spec
-from shared_models.label import UNSCALED, label
+from shared_models.label import label
 from shared_models.study import Study
+from shared_models.target import log_odds
 from tests.client.explain.models import (
     ANSWER,
     LINEAR,
@@ -75,13 +75,11 @@ def subject_of(study: Study, network: torch.nn.Module, inputs: Any = None) -> Su
     elif inputs is None:
         inputs = draw.random((count, *spec.shape), dtype=np.float32)
     classes = np.arange(len(inputs)) % max(2, len(study.data.classes))
-    bounds = (0.0, 300.0) if not study.data.classes else UNSCALED
     return Subject(
         network,
         torch.as_tensor(inputs),
         torch.as_tensor(classes),
-        label(study).kind,
-        bounds,
+        label(study),
         layout_of(study),
     )
 
@@ -108,9 +106,7 @@ def test_a_score_of_the_points_themselves_is_that_of_the_records(study: Study) -
         rows = torch.arange(len(subject.inputs))
         found = subject.score(subject.points(), rows)
         outputs = subject.network(subject.inputs)
-    torch.testing.assert_close(
-        found, log_odds(subject.kind, outputs, subject.classes, subject.bounds)
-    )
+    torch.testing.assert_close(found, subject.target.scores(outputs, subject.asked))
 
 
 def test_of_a_linear_model_they_are_weight_times_value() -> None:
@@ -119,7 +115,7 @@ def test_of_a_linear_model_they_are_weight_times_value() -> None:
     )
     values = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
     subject = subject_of(table_study(), network, values)
-    yes = replace(subject, classes=torch.ones(2, dtype=torch.int64))
+    yes = replace(subject, asked=torch.ones(2, dtype=torch.int64))
     for method in ("integrated_gradients", "occlusion"):
         found = METHODS[method](yes)
         assert found is not None
@@ -141,12 +137,10 @@ def test_the_log_odds_of_a_class_are_those_of_its_probability() -> None:
     outputs = torch.randn(5, 4, dtype=torch.float64)
     classes = torch.tensor([0, 1, 2, 3, 1])
     chance = outputs.softmax(dim=1).gather(1, classes[:, None])[:, 0]
-    torch.testing.assert_close(
-        log_odds("multiclass", outputs, classes, UNSCALED), (chance / (1 - chance)).log()
-    )
-    one = torch.tensor([[2.0]])
-    assert log_odds("binary", one, torch.tensor([1]), UNSCALED).item() == 2
-    assert log_odds("binary", one, torch.tensor([0]), UNSCALED).item() == -2
+    torch.testing.assert_close(log_odds(outputs, classes), (chance / (1 - chance)).log())
+    binary = label(table_study())
+    assert binary.scores(torch.tensor([[2.0]]), torch.tensor([1])).item() == 2
+    assert binary.scores(torch.tensor([[2.0]]), torch.tensor([0])).item() == -2
 
 
 def planted(study: Study, network: torch.nn.Module, inputs: Any, method: str) -> tuple[int, ...]:
