@@ -22,6 +22,7 @@ Mask = npt.NDArray[np.bool_]
 REGIONS_MAX = 512  # of a series or a text, hidden one after the other
 SIDE = 7  # a picture is hidden in squares of a seventh of its side: Zeiler and Fergus 2014
 FEW, LARGE = 4, 1 << 13  # fewer squares a side are shuffled of a picture of so many numbers
+CALLED = {"static": "values", "series": "series", "image": "picture"}  # parts, on a page
 GROUPS_MAX = 64  # of places or buckets, shuffled one after the other
 
 
@@ -165,7 +166,7 @@ def _parts(study: Study, spec: InputSpec) -> Layout:
     pieces = [part.layout.cell_of.reshape(-1) + part.cells.start for part in parts]
     regions = block_diag(*(part.layout.regions for part in parts), np.eye(len(parts)))
     groups = [group for part in parts for group in _moved(part)]
-    marks = (Group(f"{part.name} there", there[k : k + 1]) for k, part in enumerate(parts))
+    marks = (Group(f"{CALLED[part.name]} there", there[k : k + 1]) for k, part in enumerate(parts))
     return Layout(
         "parts",
         (cells + len(parts),),
@@ -180,7 +181,7 @@ def _parts(study: Study, spec: InputSpec) -> Layout:
 def _moved(part: Part) -> list[Group]:
     """Return what is shuffled of a part, by the cells of the whole record."""
     if part.name == "image":
-        return [Group("picture", np.arange(part.cells.start, part.cells.stop))]
+        return [Group(CALLED[part.name], np.arange(part.cells.start, part.cells.stop))]
     return [Group(group.name, group.cells + part.cells.start) for group in part.layout.groups]
 
 

@@ -55,7 +55,7 @@ def permutation_importance(
     Sources: Breiman 2001, doi:10.1023/A:1010933404324, section 10; Fisher, Rudin and Dominici 2019,
     arXiv:1801.01489, section 3.
     """
-    count = _affordable(network, records, _count(layout))
+    count = affordable(network, records, _count(layout))
     rows = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
     inputs, targets = torch.from_numpy(records.inputs[rows]), records.targets[rows]
     groups = _varied(layout, records.inputs[rows])
@@ -75,6 +75,15 @@ def permutation_importance(
     return Importance(names, loss, found.mean(axis=1), found.std(axis=1), len(rows))
 
 
+def affordable(network: nn.Module, records: Records, groups: int) -> int:
+    """Return how many records may be asked about with each of ``groups`` groups shuffled."""
+    one = torch.from_numpy(records.inputs[:1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        network(one)
+    work = int(counted.get_total_flops()) + WORK_OF_A_NUMBER * one.numel()
+    return min(RECORDS_MAX, max(RECORDS_MIN, WORK_MAX // (REPEATS * groups * work)))
+
+
 def _count(layout: Layout) -> int:
     count = len(layout.groups)
     return min(count, GROUPS_MAX) if layout.kind == "molecule" else count
@@ -86,15 +95,6 @@ def _varied(layout: Layout, inputs: npt.NDArray[np.generic]) -> tuple[Group, ...
         return layout.groups
     order = np.argsort(-inputs.var(axis=0), kind="stable")[: _count(layout)]
     return tuple(layout.groups[place] for place in np.sort(order))
-
-
-def _affordable(network: nn.Module, records: Records, groups: int) -> int:
-    """Return how many records may be asked about with each of ``groups`` groups shuffled."""
-    one = torch.from_numpy(records.inputs[:1])
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        network(one)
-    work = int(counted.get_total_flops()) + WORK_OF_A_NUMBER * one.numel()
-    return min(RECORDS_MAX, max(RECORDS_MIN, WORK_MAX // (REPEATS * groups * work)))
 
 
 def _mean_loss(

@@ -102,6 +102,7 @@ def importance_png(explanation: Explanation, importance: Importance) -> bytes:
             places, rises[order], color=INK, xerr=importance.deviations[order], ecolor="#7b8794"
         )
         _name_rows(axes, names)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("Rise of the mean loss when it is shuffled among records")
         return _png(figure)
 
@@ -235,7 +236,8 @@ def _heat(
         colours = np.where((values > 0)[..., None], to_rgba(FOR), to_rgba(AGAINST))  # (H, W, 4)
         colours[..., 3] = 0.85 * abs(values) / most
         axes.imshow(colours, aspect=aspect)
-        figure.colorbar(key, ax=axes, label=label, location="bottom", fraction=0.05)
+        ticks = MaxNLocator(3)
+        figure.colorbar(key, ax=axes, label=label, location="bottom", fraction=0.05, ticks=ticks)
         return
     axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect=aspect, extent=extent)
     figure.colorbar(key, ax=axes, label=label)

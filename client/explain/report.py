@@ -14,7 +14,7 @@ from rich.table import Table
 
 from client.explain.explanation import ALIKE, SEEDS, Explanation, Told
 from client.explain.folder import IMPORTANCE, PAGE, SUMMARY, record_name
-from client.explain.layout import Layout
+from client.explain.layout import CALLED, Layout
 from client.explain.permutation import REPEATS, Floats, Importance
 from client.explain.pictures import TITLES, importance_png, record_pngs
 from shared_models import wording
@@ -31,7 +31,7 @@ SHUFFLED = {
     "series": "one variable",
     "image": "one square of the picture",
     "tokens": "one place of the sequence",
-    "molecule": "the number of one run of symbols, or of those hashed into the same bucket,",
+    "molecule": "the number of one run of symbols, with those hashed into the same bucket,",
     "parts": "one column, one variable or the whole picture",
 }
 _MIDDLE = "Every number in the middle of its public range, no category, nothing missing"
@@ -44,7 +44,6 @@ NOTHING = {
     "molecule": "A molecule without symbols.",
     "parts": f"{_MIDDLE}; {_FLAT}. A part that the record lacks stays so.",
 }
-PARTS = {"static": "Values", "series": "Series", "image": "Picture"}
 
 
 def files_of(explanation: Explanation) -> dict[str, bytes]:
@@ -148,7 +147,7 @@ def _page(explanation: Explanation, pictures: dict[str, bytes]) -> str:
         shuffled=SHUFFLED,
         nothing=NOTHING,
         hidden=_hidden(explanation.layout),
-        part_titles=PARTS,
+        called=CALLED,
         attention=any(one.method == "attention" for one in explanation.checks),
     )
 
@@ -164,7 +163,7 @@ def _hidden(layout: Layout) -> str:
         "features": "a column says nothing",
         "image": "a square is made flat; a pixel shows the mean over the squares that cover it",
         "tokens": "a place says nothing",
-        "molecule": "the runs of one bucket are taken out; their symbols share it",
+        "molecule": "what fell into one bucket is taken out; its symbols share that",
     }[layout.kind]
 
 
@@ -208,7 +207,7 @@ def _explained(explanation: Explanation) -> str:
     """Return what attributions of these records speak for."""
     names = {told.words.explained for told in explanation.records}
     if len(names) > 1:
-        return "what is explained of the record"
+        return "the answer that is named with each record"
     (name,) = names
     return f"“{name}”" if name else f"a higher answer ({explanation.unit})"
 

@@ -221,7 +221,7 @@ def test_cells_of_an_explanation_are_those_of_the_parts_alone_and_whether_they_a
     assert layout.cell_of[-4:].tolist() == [pixels + 7, *range(pixels + 8, pixels + 11)]
     assert len(layout.cell_of) == sum(SIZES) + 3
     assert [group.name for group in layout.groups] == [
-        "age", "sex", "pulse", "pain", "picture", "static there", "series there", "image there",
+        "age", "sex", "pulse", "pain", "picture", "values there", "series there", "picture there",
     ]  # fmt: skip
 
 

@@ -235,7 +235,8 @@ def test_every_task_and_network_is_explained(
     out = tmp_path / "out"
     data = write(tmp_path / name)
     ended = program(
-        save(tmp_path / "m", study, random_weights(study)), "--data", data, "--out", out
+        *(save(tmp_path / "m", study, random_weights(study)), "--data", data, "--out", out),
+        *("--record", 1, "--record", 2),
     )
     assert ended.code == 0, ended.err
     found = json.loads((out / "explanation.json").read_text())

@@ -122,6 +122,23 @@ def test_of_a_linear_model_they_are_weight_times_value() -> None:
         np.testing.assert_allclose(found, (np.arange(8) - 3) * values, atol=1e-6)
 
 
+def test_the_way_of_a_large_record_is_summed_in_fewer_steps() -> None:
+    """A kink makes the sum never fit, so that as many steps are taken as there may be."""
+
+    def steps(numbers: int) -> int:
+        taken = []
+
+        def score(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            taken.append(len(rows) * points.requires_grad)
+            return torch.where(points[:, 0] > 0.7, 1e3, 0.0) + points.sum(dim=1)
+
+        integrated_gradients(score, torch.ones(1, numbers), torch.zeros(1, numbers))
+        return sum(taken)
+
+    assert steps(8) == 64 + 128 + 256 + 512
+    assert steps(96 * 96 * 3) == 64 + 128
+
+
 def test_of_a_number_they_are_in_its_unit() -> None:
     columns = {"a": {"kind": "number", "low": 0, "high": 1}}
     study = study_of("tabular", {**columns, "y": {"kind": "number", "low": 0, "high": 300}}, LINEAR)
