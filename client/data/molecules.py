@@ -69,12 +69,14 @@ def molecule_places(text: str, column: MoleculeColumn) -> dict[int, list[range]]
             places.setdefault(bucket(gram, column.buckets), []).append(run)
         return places
     from rdkit.Chem.rdFingerprintGenerator import AdditionalOutput, GetMorganGenerator
+    from rdkit.rdBase import BlockLogs
 
     atoms = [place for place, symbol in enumerate(symbols) if ATOM.fullmatch(symbol)]
     noted = AdditionalOutput()
     noted.AllocateBitInfoMap()
     generator = GetMorganGenerator(radius=2, fpSize=column.buckets)
-    generator.GetCountFingerprint(_molecule(text), additionalOutput=noted)
+    with BlockLogs():  # its warnings show the molecule
+        generator.GetCountFingerprint(_molecule(text), additionalOutput=noted)
     for number, circles in noted.GetBitInfoMap().items():  # atoms are numbered as they stand
         places[number] = [range(atoms[atom], atoms[atom] + 1) for atom, _ in circles]
     return places

@@ -186,9 +186,7 @@ def explain(
     scores, baselines = _scores(subject)
     if not (np.isfinite(scores).all() and np.isfinite(baselines).all()):
         raise DataError(f"{model}: expected finite answers, found others; nothing was written")
-    readable = unanswered(study) if why else study
-    cells = written(readable, data, records.inputs, rows)
-    subject = replace(subject, layout=_named(layout, readable, data))
+    cells = written(unanswered(study) if why else study, data, records.inputs, rows)
     step = _stepper(tell, bool(why))
     values = _values(subject, step)
     shown = _shown(study, values, cells)
@@ -210,9 +208,10 @@ def explain(
     importance = None
     if not why:
         step(PERMUTATION)
-        importance = permutation_importance(study, network, records, subject.layout)
+        layout = _named(layout, study, data)
+        importance = permutation_importance(study, network, records, layout)
     checks = _checks(subject, study, records, values, importance, step)
-    return Explanation(study, subject.layout, told, len(records), importance, why, checks)
+    return Explanation(study, layout, told, len(records), importance, why, checks)
 
 
 def _stepper(tell: Tell | None, unanswered: bool) -> Callable[[str], None]:

@@ -274,6 +274,17 @@ def test_a_planted_letter_is_the_largest_of_its_record(tmp_path: Path) -> None:
     assert found.records[1].cells == tuple("ACTGA")
 
 
+def test_how_far_it_is_is_told_step_by_step(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    data = table(tmp_path / "r.csv")
+    explain(model(tmp_path / "m"), data, (1,), lambda what, share: told.append((what, share)))
+    shares = [share for _, share in told]
+    assert shares[0] == 0
+    assert shares == sorted(set(shares))
+    assert 0.7 < shares[-1] < 1
+    assert ("permutation importance", 3 / 16) in told
+
+
 def test_values_are_shown_as_they_were_written(tmp_path: Path) -> None:
     columns = {
         "age": {"kind": "number", "low": 18, "high": 100, "unit": "years"},

@@ -139,6 +139,25 @@ def test_the_way_of_a_large_record_is_summed_in_fewer_steps() -> None:
     assert steps(96 * 96 * 3) == 64 + 128
 
 
+def test_of_several_parts_each_says_nothing_and_those_that_are_there_still_are() -> None:
+    number = {"kind": "number", "low": 0, "high": 1}
+    study = study_of(
+        "fusion", {"a": number, "p": {**PICTURE, "missing": "constant"}}, {"name": "fusion"}
+    )
+    pixels = 3 * 14 * 10
+    records = torch.rand(2, 1 + pixels + 2)
+    records[:, -2:] = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    subject = Subject(
+        random_weights(study), records, torch.ones(2).long(), label(study), layout_of(study)
+    )
+    found = subject.baselines()
+    assert (found[:, 0] == 0).all()
+    pictures = records[:, 1:-2].reshape(2, 3, -1)
+    flat = pictures.mean(dim=2, keepdim=True).expand_as(pictures)
+    torch.testing.assert_close(found[:, 1:-2].reshape(2, 3, -1), flat)
+    assert (found[:, -2:] == records[:, -2:]).all()
+
+
 def test_of_a_number_they_are_in_its_unit() -> None:
     columns = {"a": {"kind": "number", "low": 0, "high": 1}}
     study = study_of("tabular", {**columns, "y": {"kind": "number", "low": 0, "high": 300}}, LINEAR)
