@@ -21,7 +21,7 @@ from shared_models.target import Target
 
 Floats = npt.NDArray[np.float64]
 
-AT_ONCE, NUMBERS_AT_ONCE = 64, 1 << 21  # points of a path or hidden copies, and their numbers
+AT_ONCE, NUMBERS_AT_ONCE = 64, 1 << 18  # points of a path or hidden copies, and their numbers
 STEPS, STEPS_MAX, NUMBERS_MAX = 64, 512, 1 << 22  # of a path: so many steps, or numbers in them
 GAP = 0.005  # of all that attributions say for and against; above it, more steps are taken
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
