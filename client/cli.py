@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -239,8 +240,8 @@ def explain(
 
         console = _console()
         check_folder(out)
-        with console.status("Explaining") if console.is_terminal else console:
-            found = ask(model, data, record or ())
+        with _bar(console) as tell:
+            found = ask(model, data, record or (), tell)
             keep(out, files_of(found))
         if json_:
             _print(summary(found))
@@ -288,6 +289,21 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+@contextmanager
+def _bar(console: "Console") -> Iterator[Callable[[str, float], None]]:
+    """Show what is being done, and how much of it is done, where somebody looks."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("Explaining", total=1.0)
+        yield lambda what, share: bar.update(
+            task, description=f"Explaining: {what}", completed=share
+        )
 
 
 def _say(console: "Console", words: str) -> None:

@@ -31,6 +31,7 @@ from shared_models.metrics import Figure
 from shared_models.noised_cells import EDGES as FEW
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
 from shared_models.screening import Blocks, auc, ranked
+from shared_models.target import Words, percent
 
 if TYPE_CHECKING:
     import torch
@@ -283,6 +284,27 @@ class Alarms:
             fitted = model.fit(own[seen], truth)
             risks[:, hour - 1 :] = fitted.predict_proba(other)[:, 1:]  # (M, 1)
         return risks
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return "log-odds"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,): the last hour, before which everything was measured."""
+        return np.full(len(predictions), self.steps - 1, dtype=np.int64)
+
+    def scores(self, outputs: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
+        """Return (B,) log-odds of the event at the hour that is asked about."""
+        return outputs.gather(1, asked[:, None])[:, 0]  # (B, T) -> (B, 1) -> (B,)
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the risk at the last hour, and whether the event came."""
+        name = self.classes[asked]
+        own = ""
+        if answer is not None:
+            own = "the event" if int(answer[0]) == 1 else "no event"
+        return Words(name, f"{name}: {percent(float(prediction[asked]))}", own)
 
     def _check(self, targets: Array, predictions: Answers) -> None:
         if targets.shape[1:] != (2,) or predictions.shape != (len(targets), self.steps):

@@ -24,6 +24,7 @@ from shared_models.metrics import Figure
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
 from shared_models.screening import Blocks, auc, ranked
 from shared_models.sections import Autoencoder
+from shared_models.target import Words
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +187,24 @@ class Anomaly:
         gaps = model.inverse_transform(model.transform(unseen)) - unseen
         errors: Answers = (gaps**2).mean(axis=1, keepdims=True)
         return errors
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return "mean squared error"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,) zeros: there is one answer."""
+        return np.zeros(len(predictions), dtype=np.int64)
+
+    def scores(self, outputs: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
+        """Return (B,) errors."""
+        return outputs.gather(1, asked[:, None])[:, 0]  # (B, 1) -> (B,)
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the error, and whether the record is normal."""
+        own = "" if answer is None else "normal" if int(answer) == 0 else "not normal"
+        return Words("", f"reconstruction error {float(prediction[asked]):.3g}", own)
 
 
 def anomaly(study: "Study") -> Anomaly:

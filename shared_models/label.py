@@ -15,6 +15,7 @@ from shared_models import cells, metrics, noised_cells
 from shared_models.cells import Cells, Kind, Range
 from shared_models.contract import Data, NumberColumn
 from shared_models.metrics import Figure
+from shared_models.target import Words, log_odds, percent
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,14 @@ class Label:
         classes: names in the order of the outputs; () for a number.
         outputs: one a class, or one for two classes or a number.
         bounds: public range of a number; of no meaning for classes.
+        unit: of a number, where it has one.
     """
 
     kind: Kind
     classes: tuple[str, ...]
     outputs: int
     bounds: Range = UNSCALED
+    unit: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -58,6 +61,14 @@ class Label:
         if exact or self.kind != "multiclass":
             return self.metrics
         return tuple(name for name in self.metrics if name not in {"auc", "pr_auc"})
+
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return (B, C) logs of the classes' chances, up to a constant a record."""
+        import torch
+
+        if outputs.shape[1] > 1:
+            return outputs
+        return torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # (B, 1) -> (B, 2)
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return each record's own loss; no record's loss depends on another record.
@@ -102,9 +113,7 @@ class Label:
             low, high = self.bounds
             numbers: Answers = (low + (logits[:, 0] + 1) / 2 * (high - low)).numpy()
             return numbers  # (B, 1) -> (B,)
-        if logits.shape[1] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)  # (B, 1) -> (B, 2)
-        probabilities: Answers = logits.softmax(dim=1).numpy()  # (B, C)
+        probabilities: Answers = self.logits(logits).softmax(dim=1).numpy()  # (B, C)
         return probabilities
 
     def cell_names(self) -> tuple[str, ...]:
@@ -178,13 +187,44 @@ class Label:
         scores[:, present] = model.fit(inputs, targets).predict_proba(unseen)
         return scores
 
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return self.unit or "the target" if self.kind == "regression" else "log-odds"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,): of two classes the second, of more the one that is predicted."""
+        if self.kind == "multiclass":
+            likeliest: Cells = predictions.argmax(axis=1)
+            return likeliest
+        return np.full(len(predictions), int(self.kind == "binary"), dtype=np.int64)
+
+    def scores(self, outputs: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Return (B,) log-odds of each record's class, or numbers in the target's unit."""
+        if self.kind == "regression":
+            low, high = self.bounds
+            return low + (outputs[:, 0] + 1) / 2 * (high - low)  # (B, 1) -> (B,)
+        return log_odds(self.logits(outputs), asked)
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the number, or the likeliest class and its chance."""
+        if self.kind == "regression":
+            said = f"{float(prediction):.4g} {self.unit}".strip()
+            return Words(
+                "", said, "" if answer is None else f"{float(answer):g} {self.unit}".strip()
+            )
+        said = f"{self.classes[prediction.argmax()]} ({percent(float(prediction.max()))})"
+        own = "" if answer is None else self.classes[int(answer)]
+        return Words(self.classes[asked], said, own)
+
 
 def label(study: Study) -> Label:
     """Return the target of a study whose target column is a category or a number."""
     data = study.data
     count = len(data.classes)
     if count == 0:
-        return Label("regression", (), 1, target_range(data))
+        unit = getattr(data.columns[data.targets[0]], "unit", None) or ""
+        return Label("regression", (), 1, target_range(data), unit)
     if count == 2:
         outputs = getattr(study.model, "outputs", 1)  # an autoencoder's: refused by the registry
         return Label("binary", data.classes, outputs)

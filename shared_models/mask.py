@@ -28,6 +28,7 @@ from shared_models.intervals import mean_limits, proportion_limits
 from shared_models.metrics import Figure
 from shared_models.noised_cells import unit_weights, widened
 from shared_models.screening import mean_of
+from shared_models.target import Words, percent
 
 if TYPE_CHECKING:
     import torch
@@ -248,6 +249,32 @@ class Mask:
             if k:
                 chances[:, k - 1] = told[:, place].reshape(len(unseen), *self.sizes)
         return chances
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return "share of the points"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,): the structure that has most of a record's points."""
+        shares = predictions.reshape(*predictions.shape[:2], -1).mean(axis=2)  # (N, C)
+        largest: Cells = shares.argmax(axis=1)
+        return largest
+
+    def scores(self, outputs: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
+        """Return (B,) the mean chance of a point to be of the structure that is asked about."""
+        import torch
+
+        whole = torch.cat((torch.zeros_like(outputs[:, :1]), outputs), dim=1)
+        shares = whole.softmax(dim=1)[:, 1:].flatten(2).mean(2)  # (B, C, *sizes) -> (B, C)
+        return shares.gather(1, asked[:, None])[:, 0]
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the structure's share of the points, and that in the record's own mask."""
+        name = self.names[asked]
+        said = f"{name}, {percent(float(prediction[asked].mean()))} of the points"
+        own = "" if answer is None else percent(float((answer == asked + 1).mean()))
+        return Words(name, said, own)
 
     @property
     def _numbers(self) -> range:

@@ -22,6 +22,7 @@ from shared_models.metrics import Figure
 from shared_models.noised_cells import EDGES as FEW
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
 from shared_models.screening import Blocks, auc, bedroc, enrichment, mean_of, ranked
+from shared_models.target import Words, percent
 
 if TYPE_CHECKING:
     import torch
@@ -211,6 +212,28 @@ class Panel:
             model = make_pipeline(MaxAbsScaler(), logistic).fit(inputs[known], truth[known])
             chances[:, place] = model.predict_proba(unseen)[:, 1]
         return chances
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return "log-odds"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,): of each record the answer that is likeliest yes."""
+        likeliest: Cells = predictions.argmax(axis=1)
+        return likeliest
+
+    def scores(self, outputs: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
+        """Return (B,) log-odds of yes to the answer that is asked about."""
+        return outputs.gather(1, asked[:, None])[:, 0]  # (B, C) -> (B, 1) -> (B,)
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the likeliest yes of all answers, and what the record has there."""
+        name = self.names[asked]
+        of = f"the highest of {len(self.names)}"
+        said = f"{name} ({percent(float(prediction[asked]))}, {of})"
+        own = "" if answer is None else ("missing", "no", "yes")[int(answer[asked]) + 1]
+        return Words(name, said, own)
 
     def _score_names(self, bins: int) -> tuple[str, ...]:
         return tuple(

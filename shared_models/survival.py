@@ -36,6 +36,7 @@ from shared_models.lifetimes import (
 )
 from shared_models.metrics import Figure
 from shared_models.noised_cells import redrawn, unit_weights, whole_counts
+from shared_models.target import Words, percent
 
 if TYPE_CHECKING:
     import torch
@@ -280,6 +281,40 @@ class Lifetime:
                 hazards[:, place] = rates[:, 1]
         shares: Answers = np.cumprod(1 - hazards, axis=1)
         return 1 - shares[:, -1:] if self.cox else shares
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of what an explanation adds up to."""
+        return "log of the relative risk" if self.cox else "log-odds"
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,): the interval that the last horizon ends; under Cox there is one risk."""
+        last = 0 if self.cox else self.edges.index(self.horizons[-1])
+        return np.full(len(predictions), last, dtype=np.int64)
+
+    def scores(self, outputs: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
+        """Return (B,) log-odds of the event by the last horizon; under Cox logs of risks."""
+        import torch
+        from torch.nn.functional import logsigmoid
+
+        logs = outputs if self.cox else logsigmoid(-outputs).cumsum(1)  # (B, J): of no event
+        lived = logs.gather(1, asked[:, None])[:, 0]  # (B, J) -> (B,)
+        if self.cox:
+            return lived
+        lived = lived.clamp(max=-torch.finfo(lived.dtype).tiny)  # no chance at all has no log
+        return torch.log(-torch.expm1(lived)) - lived
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return the risk by the last horizon, and when the event was, or that none was seen."""
+        own = ""
+        if answer is not None:
+            time, happened = float(answer[0]), bool(answer[1] > 0)
+            own = f"the event at {time:g}" if happened else f"none seen by {time:g}"
+        if self.cox:
+            risk = float(prediction[asked])
+            return Words("", f"a relative risk of {risk / max(1 - risk, 1e-12):.3g}", own)
+        by = f"the event by {self.edges[asked]:g}"
+        return Words(by, f"{by} ({percent(1 - float(prediction[asked]))})", own)
 
     def _intervals(self) -> tuple[list[float], list[float], list[float]]:
         """Return lower ends (the first: minus infinity), middles and upper ends, (J,) each."""

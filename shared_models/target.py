@@ -7,6 +7,7 @@ that have none ask for lanes and figures.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +23,21 @@ Array = npt.NDArray[Any]
 Answers = npt.NDArray[np.float64]  # predictions: (N, ...), the meaning is the target's
 Cells = npt.NDArray[np.int64]
 Figures = dict[str, "Figure"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """One record's answer, as an explanation writes it.
+
+    Attributes:
+        explained: which of the answers is explained; "" where there is but one.
+        said: what the model says.
+        own: what is known of the record; "" where it is not.
+    """
+
+    explained: str
+    said: str
+    own: str
 
 
 class Target(Protocol):
@@ -116,3 +132,42 @@ class Target(Protocol):
 
     def linear(self, inputs: Any, targets: Array, unseen: Any) -> Answers:
         """Return what a linear model, fitted to (N, F) inputs, answers for (M, F) unseen ones."""
+
+    # What `fedward-site explain` asks: one number of each record, and how it is called.
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of the scores."""
+
+    def asked(self, predictions: Answers) -> Cells:
+        """Return (N,) which of its answers is explained of each record."""
+
+    def scores(self, outputs: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Return the (B,) numbers that are explained, each of its own record.
+
+        Args:
+            outputs: (B, K) float32, with a gradient or without.
+            asked: (B,) int64, as `asked` has them.
+        """
+
+    def words(self, asked: int, prediction: Answers, answer: Array | None) -> Words:
+        """Return how one record's prediction, and its own answer where it is known, are called."""
+
+
+def log_odds(logs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return (B,) log(p / (1 - p)) of one class of each record.
+
+    Args:
+        logs: (B, C) of the classes' chances, up to a constant a record.
+        places: (B,) int64.
+    """
+    import torch
+
+    own = logs.gather(1, places[:, None])  # (B, C) -> (B, 1)
+    others = logs.scatter(1, places[:, None], -torch.inf)  # (B, C)
+    return own[:, 0] - others.logsumexp(dim=1)  # (B,)
+
+
+def percent(share: float) -> str:
+    """Return a share in percent; one that only looks like all of it as what it is."""
+    return "more than 99.9 %" if 0.9995 < share < 1 else f"{100 * share:.1f} %"

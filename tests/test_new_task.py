@@ -1,6 +1,7 @@
 """docs/new-task.md: what stands there is a task, in a copy of the house with file and entry."""
 
 import json
+import math
 import os
 import random
 import re
@@ -115,13 +116,24 @@ def test_it_is_learnt_privately(house: Path) -> None:
     assert found["metrics"]["auc"]["value"] > 0.75
 
 
-def test_its_model_is_used_at_home(house: Path) -> None:
+def test_its_model_is_used_and_explained_at_home(house: Path) -> None:
     run(house, "--out", "home", "--set", "rounds=2")
     done = program(house, "client.cli", "predict", "home", "--data", "nyha.csv", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["predictions"]
     assert len(rows) == 700
     assert all(abs(sum(row) - 1) < 1e-12 for row in rows)
+    (house / "few.csv").write_text(records(8))
+    done = program(
+        house, "client.cli", "explain", "home", "--data", "few.csv", "--out", "why", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for one in found["records"]:
+        grade = ("I", "II", "III", "IV").index(one["explained"])
+        chance = max(one["prediction"])
+        assert chance == one["prediction"][grade]
+        assert abs(one["score"] - math.log(chance / (1 - chance))) < 1e-4
 
 
 def test_a_column_without_grades_is_refused(house: Path) -> None:

@@ -6,6 +6,7 @@ which are the same however a molecule is written, and scaffolds.
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from client.data.tokens import bucket
 from privacy.errors import StudyError
 from shared_models.contract import MoleculeColumn
 
+ATOM = re.compile(r"\[[^\]]*\]|Br|Cl|[BCNOPSFIbcnops*]")
 _SYMBOL = re.compile(r"\[[^\]]*\]|Br|Cl|%\d\d|.")  # an atom, a bond, a ring's number, a bracket
 
 
@@ -47,6 +49,39 @@ def molecule_features(table: Table, name: str, column: MoleculeColumn) -> npt.ND
     return np.log1p(features)
 
 
+def molecule_symbols(text: str) -> list[str]:
+    """Return the symbols of a SMILES text, in order: nothing of it is left out."""
+    return _SYMBOL.findall(text)
+
+
+def molecule_places(text: str, column: MoleculeColumn) -> dict[int, list[range]]:
+    """Return, for each bucket, the runs of symbols that fell into it; of a circle, its middle.
+
+    Args:
+        text: a molecule that `molecule_features` has read.
+        column: its contract.
+    """
+    symbols = molecule_symbols(text)
+    places: dict[int, list[range]] = {}
+    if column.features == "ngrams":
+        for run in _runs(len(symbols), column.grams):
+            gram = " ".join(symbols[run.start : run.stop])
+            places.setdefault(bucket(gram, column.buckets), []).append(run)
+        return places
+    from rdkit.Chem.rdFingerprintGenerator import AdditionalOutput, GetMorganGenerator
+    from rdkit.rdBase import BlockLogs
+
+    atoms = [place for place, symbol in enumerate(symbols) if ATOM.fullmatch(symbol)]
+    noted = AdditionalOutput()
+    noted.AllocateBitInfoMap()
+    generator = GetMorganGenerator(radius=2, fpSize=column.buckets)
+    with BlockLogs():  # its warnings show the molecule
+        generator.GetCountFingerprint(_molecule(text), additionalOutput=noted)
+    for number, circles in noted.GetBitInfoMap().items():  # atoms are numbered as they stand
+        places[number] = [range(atoms[atom], atoms[atom] + 1) for atom, _ in circles]
+    return places
+
+
 def scaffolds(table: Table, name: str) -> npt.NDArray[np.object_]:
     """Return (N,) scaffolds (Bemis and Murcko 1996) as SMILES; errors as `molecule_features`."""
     _check_rdkit()
@@ -64,12 +99,14 @@ def scaffolds(table: Table, name: str) -> npt.NDArray[np.object_]:
 
 def _grams(text: str, longest: int) -> Counter[str]:
     """Count the runs of 1 to ``longest`` symbols."""
-    symbols = _SYMBOL.findall(text)
-    return Counter(
-        " ".join(symbols[start : start + length])
-        for length in range(1, longest + 1)
-        for start in range(len(symbols) - length + 1)
-    )
+    symbols = molecule_symbols(text)
+    return Counter(" ".join(symbols[run.start : run.stop]) for run in _runs(len(symbols), longest))
+
+
+def _runs(count: int, longest: int) -> Iterator[range]:
+    for length in range(1, longest + 1):
+        for start in range(count - length + 1):
+            yield range(start, start + length)
 
 
 def _molecules(table: Table, name: str) -> list[Any]:

@@ -89,8 +89,17 @@ def read_words(study: Study, path: Path, name: str) -> list[tuple[str, ...]]:
     column = study.data.columns[name]
     if not isinstance(column, WordsColumn):
         raise ValueError(f"expected a column of words, found {column.kind}")
+    return [tuple(islice(words(text), column.length)) for text in read_texts(study, path, name)]
+
+
+def read_texts(study: Study, path: Path, name: str) -> list[str]:
+    """Return each record's text in column ``name``, in the order of ``read_records``.
+
+    Raises:
+        DataError, StudyError: as for ``read_records``.
+    """
     return [
-        tuple(islice(words(text), column.length))
+        text
         for source in _sources(study.data, path)
         for table in _tables(study.data, source, Faults(False))
         for text in texts(table, name)

@@ -4,6 +4,7 @@ It asks nobody and writes no file: `client.explain.report` shows it, `client.exp
 it. Everything in it is of patients, and stays where the records are.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
+from client.data.read import read_texts
 from client.data.records import Records
 from client.explain.layout import Layout, layout_of
 from client.explain.methods import (
@@ -24,14 +25,17 @@ from client.explain.methods import (
     rank_correlation,
     to_cells,
 )
+from client.explain.molecules import named, on_symbols
 from client.explain.permutation import Importance, permutation_importance
 from client.explain.values import Inputs, written
 from client.predict import forward, load_model, read_answered, unanswered
 from privacy.errors import DataError
+from shared_models.contract import MoleculeColumn
 from shared_models.inputs import PADDING
-from shared_models.label import label
 from shared_models.registry import build_network
 from shared_models.study import Study
+from shared_models.target import Words
+from shared_models.tasks import target_of
 
 RECORDS = 6  # explained one by one unless others are asked for: a page that can be read
 SEEDS = (1_000_003, 1_000_033, 1_000_037)  # of networks that learnt nothing
@@ -57,6 +61,9 @@ METHODS: dict[str, Callable[[Subject], Floats | None]] = {
 
 PERMUTATION = "permutation_importance"
 
+Tell = Callable[[str, float], None]
+"""What is being done, and which share of everything was done before it."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -66,20 +73,18 @@ class Told:
         number: of the record, from 1, as `fedward-site predict` numbers it.
         inputs: of the network.
         cells: what stands in each cell, where that can be written.
-        prediction: (C,) probabilities, or () a number.
-        answer: the record's own, where it is known.
-        explained: the class that attributions speak for; "" for a number.
-        score: of the record: log-odds of that class, or the number.
+        prediction: as `fedward-site predict` has it.
+        words: how that is called, and which of it is explained.
+        score: what is explained, in the explanation's unit.
         baseline: the score of a record that says nothing.
-        values: method -> (M,) or (T,).
+        values: method -> (M,), or (T,) of attention, or (S,) of a molecule's symbols.
     """
 
     number: int
     inputs: Inputs
     cells: tuple[str, ...]
     prediction: Floats
-    answer: str | None
-    explained: str
+    words: Words
     score: float
     baseline: float
     values: Mapping[str, Floats]
@@ -141,19 +146,28 @@ class Explanation:
     @property
     def unit(self) -> str:
         """Of the scores."""
-        if self.study.data.classes:
-            return "log-odds"
-        data = self.study.data
-        return getattr(data.columns[data.targets[0]], "unit", None) or "the target"
+        return target_of(self.study).score_unit
+
+    def absent(self, told: Told) -> tuple[str, ...]:
+        """Return the parts that a record lacks."""
+        marks = told.inputs[len(told.inputs) - len(self.layout.parts) :]
+        pairs = zip(self.layout.parts, marks, strict=False)
+        return tuple(part.name for part, mark in pairs if not mark)
 
 
-def explain(model: Path, data: Path, numbers: Sequence[int] = ()) -> Explanation:
+def explain(
+    model: Path,
+    data: Path,
+    numbers: Sequence[int] = (),
+    tell: Tell | None = None,
+) -> Explanation:
     """Return what explains a model on local records.
 
     Args:
         model: the folder, or its model.safetensors.
         data: a file or folder of records that keep the study's contract; the target may be absent.
         numbers: which records are explained one by one, from 1; the first ones if none is named.
+        tell: is told how far it is.
 
     Raises:
         DataError: the model is none, is damaged, or overflows; a record breaks the contract, or is
@@ -164,31 +178,87 @@ def explain(model: Path, data: Path, numbers: Sequence[int] = ()) -> Explanation
     layout = layout_of(study)
     records, why = read_answered(study, data)
     rows = _rows(records, numbers, data)
+    target = target_of(study)
     predicted = forward(study, network, records.take(np.array(rows)))
-    subject = _subject(study, network, layout, records.inputs[rows], predicted)
+    asked = target.asked(predicted)
+    inputs = torch.from_numpy(records.inputs[rows])
+    subject = Subject(network, inputs, torch.from_numpy(asked), target, layout)
     scores, baselines = _scores(subject)
     if not (np.isfinite(scores).all() and np.isfinite(baselines).all()):
         raise DataError(f"{model}: expected finite answers, found others; nothing was written")
     cells = written(unanswered(study) if why else study, data, records.inputs, rows)
-    found = {name: method(subject) for name, method in METHODS.items()}
-    values = {name: one for name, one in found.items() if one is not None}
+    step = _stepper(tell, bool(why))
+    values = _values(subject, step)
+    shown = _shown(study, values, cells)
     told = tuple(
         Told(
             number=row + 1,
             inputs=records.inputs[row],
             cells=cells[place],
             prediction=predicted[place],
-            answer=None if why else _answer(study, records.targets[row]),
-            explained=_class(study, int(subject.classes[place])),
+            words=target.words(
+                int(asked[place]), predicted[place], None if why else records.targets[row]
+            ),
             score=float(scores[place]),
             baseline=float(baselines[place]),
-            values={name: one[place] for name, one in values.items()},
+            values=shown[place],
         )
         for place, row in enumerate(rows)
     )
-    importance = None if why else permutation_importance(study, network, records, layout)
-    checks = _checks(subject, study, records, values, importance)
+    importance = None
+    if not why:
+        step(PERMUTATION)
+        layout = _named(layout, study, data)
+        importance = permutation_importance(study, network, records, layout)
+    checks = _checks(subject, study, records, values, importance, step)
     return Explanation(study, layout, told, len(records), importance, why, checks)
+
+
+def _stepper(tell: Tell | None, unanswered: bool) -> Callable[[str], None]:
+    """Return what is told of each step: every method, of the model and of each random network."""
+    count = (len(METHODS) + (not unanswered)) * (1 + len(SEEDS))
+    steps = itertools.count()
+
+    def step(name: str) -> None:
+        share = next(steps) / count
+        if tell is not None:
+            tell(name.replace("_", " "), share)
+
+    return step
+
+
+def _values(subject: Subject, step: Callable[[str], None]) -> dict[str, Floats]:
+    found = {}
+    for name, method in METHODS.items():
+        step(name)
+        values = method(subject)
+        if values is not None:
+            found[name] = values
+    return found
+
+
+def _molecule(study: Study) -> tuple[str, MoleculeColumn] | None:
+    inputs = study.data.inputs.items()
+    return next(((n, one) for n, one in inputs if isinstance(one, MoleculeColumn)), None)
+
+
+def _named(layout: Layout, study: Study, data: Path) -> Layout:
+    """Return the layout, with a molecule's buckets named by what is in them here."""
+    found = _molecule(study)
+    return layout if found is None else named(layout, read_texts(study, data, found[0]), found[1])
+
+
+def _shown(
+    study: Study, values: Mapping[str, Floats], cells: Sequence[tuple[str, ...]]
+) -> list[dict[str, Floats]]:
+    """Return each record's values as they are drawn: of a molecule those of its symbols."""
+    found = _molecule(study)
+    if found is None:
+        return [{name: one[place] for name, one in values.items()} for place in range(len(cells))]
+    return [
+        {name: on_symbols(one[place], "".join(own), found[1]) for name, one in values.items()}
+        for place, own in enumerate(cells)
+    ]
 
 
 def _rows(records: Records, numbers: Sequence[int], data: Path) -> list[int]:
@@ -205,28 +275,6 @@ def _rows(records: Records, numbers: Sequence[int], data: Path) -> list[int]:
     return [n - 1 for n in dict.fromkeys(numbers)] or [*range(min(RECORDS, len(records)))]
 
 
-def _subject(
-    study: Study,
-    network: nn.Module,
-    layout: Layout,
-    inputs: Inputs,
-    predicted: npt.NDArray[np.float64],
-) -> Subject:
-    """Return the records to be asked about: of two classes the second, else the predicted one."""
-    answer = label(study)
-    classes = np.ones(len(inputs), dtype=np.int64)
-    if answer.kind == "multiclass":
-        classes = predicted.argmax(axis=1)
-    return Subject(
-        network,
-        torch.from_numpy(inputs),
-        torch.from_numpy(classes),
-        answer.kind,
-        answer.bounds,
-        layout,
-    )
-
-
 def _scores(subject: Subject) -> tuple[Floats, Floats]:
     rows = torch.arange(len(subject.inputs))
     with torch.no_grad():
@@ -241,6 +289,7 @@ def _checks(
     records: Records,
     values: Mapping[str, Floats],
     importance: Importance | None,
+    step: Callable[[str], None],
 ) -> tuple[Check, ...]:
     """Ask the same of networks of random weights, and compare cell by cell of each record."""
     networks = [build_network(study, seed).eval() for seed in SEEDS]
@@ -248,6 +297,7 @@ def _checks(
     for name, ours in values.items():
         pairs: list[tuple[Floats, Floats]] = []
         for network in networks:
+            step(name)
             random = replace(subject, network=network)
             theirs = METHODS[name](random)
             if theirs is None:
@@ -258,20 +308,27 @@ def _checks(
             ]
         checks.append(_check(name, pairs))
     if importance is not None:
-        others = [
-            permutation_importance(study, network, records, subject.layout, repeats=1).rises
-            for network in networks
-        ]
+        others = []
+        for network in networks:
+            step(PERMUTATION)
+            found = permutation_importance(study, network, records, subject.layout, repeats=1)
+            others.append(found.rises)
         checks.append(_check(PERMUTATION, [(importance.rises, other) for other in others]))
     return tuple(checks)
 
 
 def _seen(subject: Subject, values: Floats) -> npt.NDArray[np.bool_]:
     """Return which cells hold something, (N, M): padding is no part of a text."""
-    if subject.layout.kind != "tokens":
-        return np.ones(values.shape, dtype=np.bool_)
-    present: npt.NDArray[np.bool_] = (subject.inputs != PADDING).numpy()
-    return present
+    layout, inputs = subject.layout, subject.inputs
+    if layout.kind in {"tokens", "molecule"}:
+        present: npt.NDArray[np.bool_] = (inputs != PADDING).numpy()  # no count is 0 too
+        return present
+    seen = np.ones(values.shape, dtype=np.bool_)
+    for place, part in enumerate(layout.parts):
+        there = inputs[:, place - len(layout.parts), None] > 0  # (N, 1)
+        seen[:, part.cells] = there.numpy()
+        seen[:, place - len(layout.parts)] = False  # whether it is there, is not hidden
+    return seen
 
 
 def _check(name: str, pairs: Sequence[tuple[Floats, Floats]]) -> Check:
@@ -279,11 +336,3 @@ def _check(name: str, pairs: Sequence[tuple[Floats, Floats]]) -> Check:
     known = [one for one in found if one is not None]
     cells = float(np.mean([len(one) for one, _ in pairs]))
     return Check(name, float(np.mean(known)) if known else None, cells)
-
-
-def _class(study: Study, number: int) -> str:
-    return study.data.classes[number] if study.data.classes else ""
-
-
-def _answer(study: Study, target: np.generic) -> str:
-    return _class(study, int(target.item())) or f"{float(target.item()):g}"

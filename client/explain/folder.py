@@ -12,12 +12,12 @@ from privacy.errors import DataError
 
 PAGE, SUMMARY = "explanation.html", "explanation.json"
 IMPORTANCE = "importance.png"
-_OWN = re.compile(r"explanation\.(html|json)|importance\.png|record-\d+\.png")
+_OWN = re.compile(r"explanation\.(html|json)|importance\.png|record-\d+(-[a-z]+)?\.png")
 
 
-def record_name(number: int) -> str:
-    """Return the name of a record's picture."""
-    return f"record-{number}.png"
+def record_name(number: int, part: str = "") -> str:
+    """Return the name of a record's picture, or of that of one of its parts."""
+    return f"record-{number}-{part}.png" if part else f"record-{number}.png"
 
 
 def check_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag
 
 from privacy.errors import StudyError
 from shared_models.contract import AnyColumn, SeriesColumn
@@ -19,10 +20,10 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 REGIONS_MAX = 512  # of a series or a text, hidden one after the other
-SIDE = (
-    7  # a picture is hidden in squares of a seventh of its side, as Zeiler and Fergus hide theirs
-)
-GROUPS_MAX = 64  # of places, shuffled one after the other
+SIDE = 7  # a picture is hidden in squares of a seventh of its side: Zeiler and Fergus 2014
+FEW, LARGE = 4, 1 << 13  # fewer squares a side are shuffled of a picture of so many numbers
+CALLED = {"static": "values", "series": "series", "image": "picture"}  # parts, on a page
+GROUPS_MAX = 64  # of places or buckets, shuffled one after the other
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Layout:
     """The M cells of a record.
 
     Attributes:
-        kind: features | series | image | tokens.
-        shape: of the cells: (V,) columns, (T, V) steps and variables, (H, W) pixels, (L,) places.
-        names: of the V columns or variables; () for pixels and places.
+        kind: features | series | image | tokens | molecule | parts.
+        shape: of the cells: (V,) columns, (T, V) steps and variables, (H, W) pixels, (L,) places,
+            (B,) buckets, (M,) of all parts, with whether each is there at the end.
+        names: of the V columns or variables; () for others.
         cell_of: of the input's shape: the flat index of the cell that each number belongs to.
-        regions: (R, M) True for the cells that are hidden together.
+        regions: (R, M) True for the cells that are hidden together; of a molecule none, since each
+            of its own cells is hidden alone.
         groups: what is shuffled together.
+        parts: of kind parts, in their order.
     """
 
     kind: str
@@ -52,6 +56,26 @@ class Layout:
     cell_of: Ints
     regions: Mask
     groups: tuple[Group, ...]
+    parts: tuple["Part", ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of input among several, laid out as it is alone.
+
+    Attributes:
+        name: of the part.
+        shape: of its input.
+        layout: of its own cells.
+        numbers: its place in a record's one vector.
+        cells: its place among the M cells.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    numbers: slice
+    cells: slice
 
 
 def layout_of(study: Study) -> Layout:
@@ -61,40 +85,50 @@ def layout_of(study: Study) -> Layout:
         StudyError: records of this kind cannot be explained.
     """
     spec = input_spec(study)
-    if study.task in {"segmentation", "warning"}:
-        raise StudyError(f"task: expected one with one answer a record, found {study.task!r}")
-    if spec.kind == "features":
-        return _features(study)
-    if spec.kind == "series":
-        return _series(study, spec)
-    if spec.kind == "image":
-        return _image(spec)
     if spec.kind == "parts":
         return _parts(study, spec)
-    if spec.kind == "tokens":
-        return _tokens(spec)
-    raise StudyError(f"task: expected one that can be explained, found {study.task!r}")
+    if spec.kind == "features" and not spec.names:
+        return _molecule(spec.shape)
+    if spec.kind == "volume":
+        raise StudyError(
+            "data.columns: expected records that can be drawn on a page, found volumes"
+        )
+    return _alone(spec.kind, study.data.inputs, spec.shape)
 
 
-def _features(study: Study) -> Layout:
-    names, cell_of = _columns(study.data.inputs)
+def _alone(kind: str, columns: dict[str, AnyColumn], shape: tuple[int, ...]) -> Layout:
+    if kind == "series":
+        return _series(columns, shape)
+    if kind == "image":
+        return _image(shape)
+    return _tokens(shape) if kind == "tokens" else _features(columns)
+
+
+def _features(columns: dict[str, AnyColumn]) -> Layout:
+    names, cell_of = _columns(columns)
     groups = tuple(Group(name, np.array([v])) for v, name in enumerate(names))
     regions = np.eye(len(names), dtype=np.bool_)
     return Layout("features", (len(names),), names, cell_of, regions, groups)
 
 
-def _series(study: Study, spec: InputSpec) -> Layout:
+def _molecule(shape: tuple[int, ...]) -> Layout:
+    """A bucket is a cell; a record says what falls into it, and so which can be hidden."""
+    places = np.arange(shape[0], dtype=np.int64)
+    groups = tuple(Group(f"bucket {place}", places[place : place + 1]) for place in places)
+    return Layout("molecule", shape, (), places, np.zeros((0, *shape), dtype=np.bool_), groups)
+
+
+def _series(columns: dict[str, AnyColumn], shape: tuple[int, ...]) -> Layout:
     """A variable and the mark that it is missing are one; so are the values of a category."""
-    columns = study.data.inputs
     variables = next(
         tuple(column.variables) for column in columns.values() if isinstance(column, SeriesColumn)
     )
     others, rest = _columns(columns)
-    marks = spec.shape[1] - len(rest) - len(variables)  # none, or one a variable
+    marks = shape[1] - len(rest) - len(variables)  # none, or one a variable
     order = [*range(len(variables)), *range(marks)]
     column_of = np.concatenate([np.array(order, dtype=np.int64), len(variables) + rest])  # (F,)
     names = (*variables, *others)
-    steps, width = spec.shape[0], len(names)
+    steps, width = shape[0], len(names)
     cell_of = np.arange(steps)[:, None] * width + column_of  # (T, 1) x (F,) -> (T, F)
     window = math.ceil(steps * width / REGIONS_MAX)
     starts = list(range(0, steps, window))
@@ -110,32 +144,49 @@ def _series(study: Study, spec: InputSpec) -> Layout:
 
 
 def _parts(study: Study, spec: InputSpec) -> Layout:
-    """A column is one cell, a variable with all its steps, a picture, and whether a part is there.
+    """Each part has the cells that it has alone; whether it is there is one cell more.
 
-    What is finer than that, a study of the part alone shows.
+    On average, a picture is one: beside columns and variables its squares are small.
     """
-    names: list[str] = []
-    cells: list[Ints] = []
+    parts: list[Part] = []
+    numbers = cells = 0
     for part in spec.parts:
-        if part.name == "static":
-            own, cell_of = _columns(study.data.inputs)
-        elif part.name == "series":
-            own = tuple(name for name in part.names if f"{name} missing" in part.names)
-            own = own or part.names  # a variable and its marks are one
-            cell_of = np.tile(np.arange(part.shape[1]) % len(own), part.shape[0])
-        else:
-            own, cell_of = ("picture",), np.zeros(math.prod(part.shape), dtype=np.int64)
-        cells.append(len(names) + cell_of)
-        names += own
-    cells.append(len(names) + np.arange(len(spec.parts)))
-    names += [f"{part.name} there" for part in spec.parts]
-    groups = tuple(Group(name, np.array([v])) for v, name in enumerate(names))
-    regions = np.eye(len(names), dtype=np.bool_)
-    return Layout("features", (len(names),), tuple(names), np.concatenate(cells), regions, groups)
+        wanted = "features" if part.name == "static" else part.name
+        columns = {
+            name: column
+            for name, column in study.data.inputs.items()
+            if isinstance(column, SeriesColumn) == (part.name == "series")
+        }
+        own = _alone(wanted, columns, part.shape)
+        size, count = own.cell_of.size, own.regions.shape[1]
+        places = slice(numbers, numbers + size), slice(cells, cells + count)
+        parts.append(Part(part.name, part.shape, own, *places))
+        numbers, cells = numbers + size, cells + count
+    there = cells + np.arange(len(parts))
+    pieces = [part.layout.cell_of.reshape(-1) + part.cells.start for part in parts]
+    regions = block_diag(*(part.layout.regions for part in parts), np.eye(len(parts)))
+    groups = [group for part in parts for group in _moved(part)]
+    marks = (Group(f"{CALLED[part.name]} there", there[k : k + 1]) for k, part in enumerate(parts))
+    return Layout(
+        "parts",
+        (cells + len(parts),),
+        (),
+        np.concatenate([*pieces, there]),
+        regions.astype(np.bool_),
+        (*groups, *marks),
+        tuple(parts),
+    )
 
 
-def _image(spec: InputSpec) -> Layout:
-    channels, height, width = spec.shape
+def _moved(part: Part) -> list[Group]:
+    """Return what is shuffled of a part, by the cells of the whole record."""
+    if part.name == "image":
+        return [Group(CALLED[part.name], np.arange(part.cells.start, part.cells.stop))]
+    return [Group(group.name, group.cells + part.cells.start) for group in part.layout.groups]
+
+
+def _image(shape: tuple[int, ...]) -> Layout:
+    channels, height, width = shape
     flat = np.arange(height * width, dtype=np.int64).reshape(height, width)
     cell_of = np.broadcast_to(flat, (channels, height, width))
     patch = max(1, height // SIDE), max(1, width // SIDE)
@@ -146,19 +197,21 @@ def _image(spec: InputSpec) -> Layout:
     regions = np.zeros((len(rows) * len(columns), height, width), dtype=np.bool_)
     for number, (row, column) in enumerate(product(rows, columns)):
         regions[number, row : row + patch[0], column : column + patch[1]] = True
-    tiles = product(range(0, height, patch[0]), range(0, width, patch[1]))
+    across = SIDE if math.prod(shape) < LARGE else FEW
+    down, right = math.ceil(height / across), math.ceil(width / across)
+    tiles = product(range(0, height, down), range(0, width, right))
     groups = tuple(
         Group(
             f"row {row + 1}, column {column + 1}",
-            flat[row : row + patch[0], column : column + patch[1]].reshape(-1),
+            flat[row : row + down, column : column + right].reshape(-1),
         )
         for row, column in tiles
     )
     return Layout("image", (height, width), (), cell_of, regions.reshape(len(regions), -1), groups)
 
 
-def _tokens(spec: InputSpec) -> Layout:
-    (length,) = spec.shape
+def _tokens(shape: tuple[int, ...]) -> Layout:
+    (length,) = shape
     places = np.arange(length, dtype=np.int64)
     window = math.ceil(length / REGIONS_MAX)
     regions = places // window == np.arange(math.ceil(length / window))[:, None]  # (R, L)

@@ -16,13 +16,13 @@ from torch import nn
 
 from client.explain.layout import Layout
 from shared_models.attention import Attention, SelfAttention
-from shared_models.cells import Kind
 from shared_models.inputs import PADDING
+from shared_models.target import Target
 
 Floats = npt.NDArray[np.float64]
 
-AT_ONCE = 64  # points of one path, or hidden copies of one record, in one batch
-STEPS, STEPS_MAX = 64, 512
+AT_ONCE, NUMBERS_AT_ONCE = 64, 1 << 18  # points of a path or hidden copies, and their numbers
+STEPS, STEPS_MAX, NUMBERS_MAX = 64, 512, 1 << 22  # of a path: so many steps, or numbers in them
 GAP = 0.005  # of all that attributions say for and against; above it, more steps are taken
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(B, *P) points and (B,) the records that they stand for -> (B,) numbers."""
@@ -38,17 +38,15 @@ class Subject:
     Attributes:
         network: in evaluation mode.
         inputs: (N, *shape) float32, or (N, L) int64 token ids.
-        classes: (N,) int64, the class of each record that is explained; unused for a number.
-        kind: of the target.
-        bounds: public range of a number target (`shared_models.label.target_range`).
+        asked: (N,) int64, which answer of each record is explained, as the target has them.
+        target: of the study.
         layout: of the records.
     """
 
     network: nn.Module
     inputs: torch.Tensor
-    classes: torch.Tensor
-    kind: Kind
-    bounds: tuple[float, float]
+    asked: torch.Tensor
+    target: Target
     layout: Layout
 
     def points(self) -> torch.Tensor:
@@ -69,22 +67,35 @@ class Subject:
         """Return (N, *P), records that say nothing.
 
         Numbers in the middle of their public range and no category; a flat picture of the same
-        mean brightness, channel by channel; letters and words whose embedding is zero.
+        mean brightness, channel by channel; letters and words whose embedding is zero; a molecule
+        without symbols. Of several parts each says nothing, and those that are there still are.
         """
         if self.layout.kind == "image":
-            means = self.inputs.mean(dim=(2, 3), keepdim=True)  # (N, C, H, W) -> (N, C, 1, 1)
-            return means.expand_as(self.inputs)
-        return torch.zeros_like(self.points())
+            return _flat(self.inputs)
+        found = torch.zeros_like(self.points())
+        for part in self.layout.parts:
+            if part.layout.kind == "image":
+                pictures = self.inputs[:, part.numbers].reshape(-1, *part.shape)
+                found[:, part.numbers] = _flat(pictures).flatten(1)
+        there = found.shape[1] - len(self.layout.parts)
+        if self.layout.parts:
+            found[:, there:] = self.inputs[:, there:]
+        return found
 
     def score(self, points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return (B,) log-odds of the explained class, or numbers in the target's unit."""
+        """Return (B,) what is explained of the records, in the target's unit."""
         if self.inputs.is_floating_point():
             outputs = self.network(points)
         else:
             ids = self.inputs[rows]
             with _embedding(self.network, ids, lambda _: points):
                 outputs = self.network(ids)
-        return log_odds(self.kind, outputs, self.classes[rows], self.bounds)
+        return self.target.scores(outputs, self.asked[rows])
+
+
+def _flat(pictures: torch.Tensor) -> torch.Tensor:
+    means = pictures.mean(dim=(2, 3), keepdim=True)  # (N, C, H, W) -> (N, C, 1, 1)
+    return means.expand_as(pictures)
 
 
 @contextmanager
@@ -106,27 +117,6 @@ def _embedding(
             handle.remove()
 
 
-def log_odds(
-    kind: Kind, outputs: torch.Tensor, classes: torch.Tensor, bounds: tuple[float, float]
-) -> torch.Tensor:
-    """Return log(p / (1 - p)) of each record's class, or the number in its own unit.
-
-    Args:
-        kind: of the target.
-        outputs: (B, K) of the network.
-        classes: (B,) int64.
-        bounds: of a number target.
-    """
-    if kind == "regression":
-        low, high = bounds
-        return low + (outputs[:, 0] + 1) / 2 * (high - low)  # (B, 1) -> (B,)
-    if outputs.shape[1] == 1:
-        outputs = torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # (B, 1) -> (B, 2)
-    own = outputs.gather(1, classes[:, None])  # (B, K) -> (B, 1)
-    others = outputs.scatter(1, classes[:, None], -torch.inf)  # (B, K)
-    return own[:, 0] - others.logsumexp(dim=1)  # (B,)
-
-
 def integrated_gradients(
     score: Score, points: torch.Tensor, baselines: torch.Tensor
 ) -> torch.Tensor:
@@ -139,18 +129,20 @@ def integrated_gradients(
 
     Returns:
         (N, *P) attributions, which add up to score(point) - score(baseline). The way is summed in
-        STEPS, and in twice as many until they do so to a GAP, or there are STEPS_MAX.
+        STEPS, and in twice as many until they do so to a GAP, or there are STEPS_MAX, or fewer for
+        a large record: how near they came stands beside them.
 
     Source: Sundararajan, Taly and Yan 2017, arXiv:1703.01365, section 3; Gauss-Legendre steps.
     """
     found = torch.zeros_like(points)
+    most = min(STEPS_MAX, NUMBERS_MAX // points[0].numel())
     for row in range(len(points)):
         pair = torch.stack([points[row], baselines[row]])  # (2, *P)
         with torch.no_grad():
             ends = score(pair, torch.full((2,), row))
         whole, steps = float(ends[0] - ends[1]), STEPS
         found[row] = _along(score, pair, row, steps)
-        while steps < STEPS_MAX:
+        while 2 * steps <= most:
             if abs(float(found[row].sum()) - whole) <= GAP * float(found[row].abs().sum()):
                 break
             steps *= 2
@@ -164,8 +156,9 @@ def _along(score: Score, pair: torch.Tensor, row: int, steps: int) -> torch.Tens
     way = pair[0] - pair[1]
     total = torch.zeros_like(way)
     sides = (-1,) + (1,) * way.dim()
-    for start in range(0, steps, AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    size = _at_once(way)
+    for start in range(0, steps, size):
+        part = slice(start, start + size)
         shares = torch.from_numpy((nodes[part] + 1) / 2).to(way).view(sides)  # (S, 1, ...)
         inside = (pair[1] + shares * way).requires_grad_()  # (S, *P)
         (gradient,) = torch.autograd.grad(
@@ -175,6 +168,10 @@ def _along(score: Score, pair: torch.Tensor, row: int, steps: int) -> torch.Tens
     return total * way
 
 
+def _at_once(point: torch.Tensor) -> int:
+    return max(1, min(AT_ONCE, NUMBERS_AT_ONCE // point.numel()))
+
+
 def occlusion(
     score: Score, points: torch.Tensor, baselines: torch.Tensor, layout: Layout
 ) -> Floats:
@@ -182,23 +179,31 @@ def occlusion(
 
     Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2.
     """
-    regions = torch.from_numpy(layout.regions)  # (R, M)
     cell_of = torch.from_numpy(layout.cell_of.copy())
     deeper = points.dim() - 1 - cell_of.dim()  # 1 for embeddings, whose numbers are one place
-    covered = layout.regions.sum(axis=0)  # (M,)
     found = np.zeros((len(points), layout.regions.shape[1]))
     with torch.no_grad():
         for row in range(len(points)):
             one = torch.full((1,), row)
             whole = score(points[row : row + 1], one)
+            regions = _regions(layout, points[row])  # (R, M)
+            covered = regions.sum(axis=0).clip(min=1)  # (M,)
             falls = []
-            for part in torch.split(regions, AT_ONCE):
+            for part in torch.split(torch.from_numpy(regions), _at_once(points[0])):
                 hidden = part[:, cell_of]  # (S, M) -> (S, *shape)
                 hidden = hidden.view(*hidden.shape, *(1,) * deeper)
                 changed = torch.where(hidden, baselines[row], points[row])  # (S, *P)
                 falls.append(whole - score(changed, one.expand(len(part))))
-            found[row] = torch.cat(falls).numpy() @ layout.regions / covered  # (R,) -> (M,)
+            found[row] = torch.cat(falls).numpy() @ regions / covered  # (R,) -> (M,)
     return found
+
+
+def _regions(layout: Layout, point: torch.Tensor) -> npt.NDArray[np.bool_]:
+    if layout.kind != "molecule":
+        return layout.regions
+    own = np.flatnonzero(point.numpy())
+    regions: npt.NDArray[np.bool_] = np.arange(len(point)) == own[:, None]
+    return regions  # (B,) == (R, 1) -> (R, B)
 
 
 def attention_weights(network: nn.Module, inputs: torch.Tensor) -> Floats | None:

@@ -5,6 +5,7 @@ It computes no attribution. Equal values give equal bytes.
 
 import io
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from client.explain.explanation import Explanation, Told
+from client.explain.layout import Part
 from client.explain.permutation import Importance
 
 Floats = npt.NDArray[np.float64]
@@ -35,11 +37,41 @@ COLUMNS_MAX = 16  # columns or variables in one picture: those that weigh most
 LABELS_MAX = 80  # places with a letter or word each; of more, numbers are written
 
 
-def record_png(explanation: Explanation, told: Told) -> bytes:
-    """Draw what speaks for and against in one record."""
-    draw = {"features": _columns, "series": _series, "image": _image, "tokens": _places}
+def record_pngs(explanation: Explanation, told: Told) -> dict[str, bytes]:
+    """Draw what speaks for and against in one record: "" -> picture, or part -> picture.
+
+    A part that the record lacks is not drawn.
+    """
+    layout, absent = explanation.layout, explanation.absent(told)
+    if not layout.parts:
+        return {"": _drawn(explanation, told)}
+    return {
+        part.name: _drawn(replace(explanation, layout=part.layout), _of_part(told, part))
+        for part in layout.parts
+        if part.name not in absent
+    }
+
+
+def _drawn(explanation: Explanation, told: Told) -> bytes:
+    draw = {
+        "features": _columns,
+        "series": _series,
+        "image": _image,
+        "tokens": _places,
+        "molecule": _places,
+    }
     with _style():
         return draw[explanation.layout.kind](explanation, told)
+
+
+def _of_part(told: Told, part: Part) -> Told:
+    """Return a record as if it had that part alone."""
+    return replace(
+        told,
+        inputs=told.inputs[part.numbers].reshape(part.shape),
+        cells=told.cells if part.name == "static" else (),
+        values={name: one[part.cells] for name, one in told.values.items()},
+    )
 
 
 def importance_png(explanation: Explanation, importance: Importance) -> bytes:
@@ -70,6 +102,7 @@ def importance_png(explanation: Explanation, importance: Importance) -> bytes:
             places, rises[order], color=INK, xerr=importance.deviations[order], ecolor="#7b8794"
         )
         _name_rows(axes, names)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("Rise of the mean loss when it is shuffled among records")
         return _png(figure)
 
@@ -203,7 +236,8 @@ def _heat(
         colours = np.where((values > 0)[..., None], to_rgba(FOR), to_rgba(AGAINST))  # (H, W, 4)
         colours[..., 3] = 0.85 * abs(values) / most
         axes.imshow(colours, aspect=aspect)
-        figure.colorbar(key, ax=axes, label=label, location="bottom", fraction=0.05)
+        ticks = MaxNLocator(3)
+        figure.colorbar(key, ax=axes, label=label, location="bottom", fraction=0.05, ticks=ticks)
         return
     axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect=aspect, extent=extent)
     figure.colorbar(key, ax=axes, label=label)

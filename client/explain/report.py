@@ -14,8 +14,9 @@ from rich.table import Table
 
 from client.explain.explanation import ALIKE, SEEDS, Explanation, Told
 from client.explain.folder import IMPORTANCE, PAGE, SUMMARY, record_name
+from client.explain.layout import CALLED, Layout
 from client.explain.permutation import REPEATS, Floats, Importance
-from client.explain.pictures import TITLES, importance_png, record_png
+from client.explain.pictures import TITLES, importance_png, record_pngs
 from shared_models import wording
 from shared_models.model_file import json_bytes
 
@@ -25,12 +26,32 @@ VERDICTS = {
     None: "cannot be told",
 }
 ROWS_MAX = 10
+SHUFFLED = {
+    "features": "one column",
+    "series": "one variable",
+    "image": "one square of the picture",
+    "tokens": "one place of the sequence",
+    "molecule": "the number of one run of symbols, with those hashed into the same bucket,",
+    "parts": "one column, one variable or the whole picture",
+}
+_MIDDLE = "Every number in the middle of its public range, no category, nothing missing"
+_FLAT = "a flat picture of the same mean brightness"
+NOTHING = {
+    "features": f"{_MIDDLE}.",
+    "series": f"{_MIDDLE}.",
+    "image": f"{_FLAT.capitalize()}.",
+    "tokens": "The same length, with letters or words whose embedding is zero.",
+    "molecule": "A molecule without symbols.",
+    "parts": f"{_MIDDLE}; {_FLAT}. A part that the record lacks stays so.",
+}
 
 
 def files_of(explanation: Explanation) -> dict[str, bytes]:
     """Return every file of an explanation by its name."""
     pictures = {
-        record_name(told.number): record_png(explanation, told) for told in explanation.records
+        record_name(told.number, part): picture
+        for told in explanation.records
+        for part, picture in record_pngs(explanation, told).items()
     }
     if explanation.importance is not None:
         pictures[IMPORTANCE] = importance_png(explanation, explanation.importance)
@@ -53,13 +74,12 @@ def summary(explanation: Explanation) -> dict[str, object]:
             {
                 "record": told.number,
                 "prediction": told.prediction.tolist(),
-                "explained_class": told.explained or None,
+                "explained": told.words.explained or None,
                 "score": told.score,
                 "baseline_score": told.baseline,
                 "completeness_gap": told.gap,
                 "attributions": {
-                    name: _shaped(values, layout.shape).tolist()
-                    for name, values in told.values.items()
+                    name: _shaped(layout, values) for name, values in told.values.items()
                 },
             }
             for told in explanation.records
@@ -106,7 +126,7 @@ def _page(explanation: Explanation, pictures: dict[str, bytes]) -> str:
     return rooms.get_template("report.html.j2").render(
         found=explanation,
         digest=explanation.study.digest(),
-        classes=explanation.study.data.classes,
+        explained=_explained(explanation),
         failed=[TITLES[one.method] for one in explanation.checks if one.passed is False],
         titles=TITLES,
         verdicts=VERDICTS,
@@ -114,15 +134,37 @@ def _page(explanation: Explanation, pictures: dict[str, bytes]) -> str:
         randoms=len(SEEDS),
         repeats=REPEATS,
         records=[
-            (told, sources[record_name(told.number)], _lines(explanation, told))
+            (told, _sources(explanation, told, sources), _lines(explanation, told))
             for told in explanation.records
         ],
         importance=explanation.importance,
         rows=[] if explanation.importance is None else _largest(explanation.importance),
         importance_source=sources.get(IMPORTANCE, ""),
-        letters=any(column.kind == "letters" for column in explanation.study.data.inputs.values()),
+        letters=any(
+            column.kind in {"letters", "molecule"}
+            for column in explanation.study.data.inputs.values()
+        ),
+        shuffled=SHUFFLED,
+        nothing=NOTHING,
+        hidden=_hidden(explanation.layout),
+        called=CALLED,
         attention=any(one.method == "attention" for one in explanation.checks),
     )
+
+
+def _hidden(layout: Layout) -> str:
+    """Say what occlusion hides at a time."""
+    if layout.parts:
+        return "; ".join(_hidden(part.layout) for part in layout.parts)
+    if layout.kind == "series":
+        steps = int(layout.regions[0].sum())
+        return f"a variable says nothing for {steps} step{'s' if steps != 1 else ''}"
+    return {
+        "features": "a column says nothing",
+        "image": "a square is made flat; a pixel shows the mean over the squares that cover it",
+        "tokens": "a place says nothing",
+        "molecule": "what fell into one bucket is taken out; its symbols share that",
+    }[layout.kind]
 
 
 def _largest(importance: Importance) -> list[tuple[str, float, float]]:
@@ -135,7 +177,7 @@ def _largest(importance: Importance) -> list[tuple[str, float, float]]:
 
 def _lines(explanation: Explanation, told: Told) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return a text once a method, each letter or word with its colour."""
-    if explanation.layout.kind != "tokens":
+    if explanation.layout.kind not in {"tokens", "molecule"}:
         return []
     lines = []
     for name, values in told.values.items():
@@ -152,6 +194,28 @@ def _colour(share: float, *, signed: bool) -> str:
     return f"rgba({red},{0.75 * abs(share):.2f})"
 
 
-def _shaped(values: Floats, shape: tuple[int, ...]) -> Floats:
-    """Return a record's values in the shape of its cells; attention has one a step."""
-    return values.reshape(shape) if values.size == np.prod(shape) else values
+def _shaped(layout: Layout, values: Floats) -> object:
+    """Return a record's values in the shape of its cells, part by part; attention's as they are."""
+    if layout.parts:
+        return {part.name: _shaped(part.layout, values[part.cells]) for part in layout.parts}
+    return (
+        values.reshape(layout.shape) if values.size == np.prod(layout.shape) else values
+    ).tolist()
+
+
+def _explained(explanation: Explanation) -> str:
+    """Return what attributions of these records speak for."""
+    names = {told.words.explained for told in explanation.records}
+    if len(names) > 1:
+        return "the answer that is named with each record"
+    (name,) = names
+    return f"“{name}”" if name else f"a higher answer ({explanation.unit})"
+
+
+def _sources(
+    explanation: Explanation, told: Told, sources: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Return a record's pictures, each with the part that it is of."""
+    parts = [part.name for part in explanation.layout.parts] or [""]
+    names = {part: record_name(told.number, part) for part in parts}
+    return [(part, sources[name]) for part, name in names.items() if name in sources]

@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from client.data.read import read_words
-from shared_models.contract import CategoryColumn, LettersColumn, NumberColumn, WordsColumn
+from client.data.molecules import molecule_symbols
+from client.data.read import read_texts, read_words
+from shared_models.contract import (
+    CategoryColumn,
+    LettersColumn,
+    MoleculeColumn,
+    NumberColumn,
+    WordsColumn,
+)
 from shared_models.inputs import PADDING, input_spec, scalar_names
 from shared_models.study import Study
 
@@ -16,6 +23,8 @@ Inputs = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 def written(study: Study, data: Path, inputs: Inputs, rows: list[int]) -> list[tuple[str, ...]]:
     """Return what stands in each cell of the records at ``rows``; () for pictures and series.
+
+    Of a molecule its symbols, of several parts what stands in the columns.
 
     Args:
         study: as the records were read, with the target or without.
@@ -31,13 +40,16 @@ def written(study: Study, data: Path, inputs: Inputs, rows: list[int]) -> list[t
         if isinstance(column, WordsColumn):
             texts = read_words(study, data, name)
             return [texts[row] for row in rows]
+        if isinstance(column, MoleculeColumn):
+            molecules = read_texts(study, data, name)
+            return [tuple(molecule_symbols(molecules[row])) for row in rows]
         if isinstance(column, LettersColumn):
             return [
                 tuple(column.alphabet[token - 1] for token in inputs[row] if token != PADDING)
                 for row in rows
             ]
     spec = input_spec(study)
-    if spec.kind == "features" and spec.names:
+    if spec.kind in {"features", "parts"}:  # columns come first among parts
         return [_row(study, inputs[row]) for row in rows]
     return [()] * len(rows)
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from client.data.holdout import held_out
+from client.data.molecules import molecule_places, molecule_symbols
 from client.data.read import read_records
 from client.data.records import Records
 from client.data.tokens import bucket
 from privacy.errors import DataError, StudyError
+from shared_models.contract import MoleculeColumn
 from shared_models.sections import Evaluation
 from shared_models.study import parse_study
 
@@ -44,6 +46,25 @@ def test_features_are_runs_of_symbols_in_public_buckets(tmp_path: Path) -> None:
     for gram in ("C", "Cl", "[nH]", "C Cl", "Cl [nH]"):
         wanted[bucket(gram, 4096)] += 1
     np.testing.assert_allclose(found[0], np.log1p(wanted), rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", ["ngrams", "morgan"])
+def test_what_fell_into_a_bucket_is_what_was_counted_there(
+    tmp_path: Path, features: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if features == "morgan":
+        pytest.importorskip("rdkit")
+    smiles = ["CC(=O)Oc1ccccc1C(=O)O", "C[N+](C)(C)C.[Cl-]", "c1cccc1"]  # the last: an odd one
+    column = {"features": features, "buckets": 128, "grams": 3}
+    contract = MoleculeColumn.model_validate({"kind": "molecule", **column})
+    for text, row in zip(smiles, read(tmp_path, smiles, **column).inputs, strict=True):
+        places = molecule_places(text, contract)
+        counts = np.zeros(128)
+        for number, runs in places.items():
+            counts[number] = len(runs)
+            assert all(0 <= run.start < run.stop <= len(molecule_symbols(text)) for run in runs)
+        np.testing.assert_allclose(row, np.log1p(counts), rtol=1e-6)
+    assert capfd.readouterr() == ("", "")  # what RDKit warns of, it shows
 
 
 def test_a_symbol_that_comes_again_counts_again(tmp_path: Path) -> None:

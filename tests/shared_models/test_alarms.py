@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from client.explain.layout import layout_of
 from client.training import Tensors
 from privacy.cell_noise import fit_cells
 from privacy.dpsgd import Mechanism, PrivateStep
@@ -338,6 +337,12 @@ def test_a_target_without_event_and_time_is_refused(target: Any) -> None:
         warning_study(data={**data, "target": target})
 
 
-def test_what_explains_one_answer_refuses_an_answer_an_hour() -> None:
-    with pytest.raises(StudyError, match="expected one with one answer a record, found 'warning'"):
-        layout_of(warning_study())
+def test_the_risk_at_the_last_hour_is_explained() -> None:
+    target = target_of(warning_study())
+    outputs = torch.arange(2.0 * target.outputs).reshape(2, -1)
+    asked = target.asked(target.predictions(outputs))
+    assert asked.tolist() == [target.outputs - 1] * 2
+    assert target.scores(outputs, torch.from_numpy(asked)).tolist() == outputs[:, -1].tolist()
+    said = target.words(int(asked[0]), np.full(target.outputs, 0.25), np.array([1.0, 3.0]))
+    assert said.said == f"risk at hour {target.outputs}: 25.0 %"
+    assert said.own == "the event"

@@ -207,14 +207,22 @@ def test_a_linear_model_knows_which_parts_are_there(tmp_path: Path) -> None:
     assert linear(study, *half)["auc"].value == pytest.approx(1.0)
 
 
-def test_cells_of_an_explanation_are_columns_variables_and_pictures() -> None:
-    layout = layout_of(fusion_study())
-    assert layout.names == (
-        "age", "sex", "pulse", "pain", "picture", "static there", "series there", "image there",
-    )  # fmt: skip
+def test_cells_of_an_explanation_are_those_of_the_parts_alone_and_whether_they_are_there() -> None:
+    study = fusion_study()
+    layout = layout_of(study)
+    parts = {part.name: part for part in layout.parts}
+    assert [*parts] == ["static", "series", "image"]
+    assert parts["static"].layout.names == ("age", "sex")
+    assert parts["series"].layout.names == ("pulse", "pain")
+    pixels = int(np.prod(parts["image"].layout.shape))
+    # Two columns, three hours of two variables and their marks, each pixel, three parts.
     assert layout.cell_of[:9].tolist() == [0, 0, 1, 1, 1, 2, 3, 2, 3]
-    assert layout.cell_of[-4:].tolist() == [4, 5, 6, 7]
+    assert layout.shape == (2 + 3 * 2 + pixels + 3,)
+    assert layout.cell_of[-4:].tolist() == [pixels + 7, *range(pixels + 8, pixels + 11)]
     assert len(layout.cell_of) == sum(SIZES) + 3
+    assert [group.name for group in layout.groups] == [
+        "age", "sex", "pulse", "pain", "picture", "values there", "series there", "picture there",
+    ]  # fmt: skip
 
 
 # What is refused

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import uniform_filter
 
 from client.explain.layout import layout_of
 from client.predict import predict, write_predictions
 from privacy.errors import StudyError
 from shared_models.study import Study, parse_study
+from shared_models.tasks import target_of
 from simulations.outcome import Outcome, write_outcome
 from simulations.report import write_report
 from simulations.run import simulate
@@ -177,9 +179,15 @@ def test_a_shape_that_the_network_cannot_halve_is_refused_by_name(tmp_path: Path
         simulate(study((9, 15)), data, tmp_path / "run")
 
 
-def test_a_mask_is_not_explained_as_one_answer() -> None:
-    with pytest.raises(StudyError, match="'segmentation'"):
-        layout_of(study((8, 16)))
+def test_a_structure_s_share_of_the_points_is_explained_and_a_volume_s_is_refused() -> None:
+    target = target_of(study((8, 16)))
+    outputs = torch.full((1, target.outputs, 8, 16), -30.0)
+    outputs[0, 0, :4] = 30
+    asked = target.asked(target.predictions(outputs))
+    score = target.scores(outputs, torch.from_numpy(asked))
+    assert (asked.tolist(), round(float(score[0]), 4)) == ([0], 0.5)
+    with pytest.raises(StudyError, match="found volumes"):
+        layout_of(study((8, 8, 8)))
 
 
 # The model taken home

@@ -16,9 +16,16 @@ ANSWER = {"kind": "category", "values": ["no", "yes"]}
 LINEAR = {"name": "mlp", "hidden": []}
 
 
-def study_of(task: str, columns: dict[str, Any], model: Mapping[str, Any], **data: Any) -> Study:
+def study_of(
+    task: str,
+    columns: dict[str, Any],
+    model: Mapping[str, Any],
+    sections: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> Study:
     return parse_study(
         {
+            **(sections or {}),
             "name": "ward",
             "task": task,
             "rounds": 1,

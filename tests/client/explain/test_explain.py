@@ -235,7 +235,8 @@ def test_every_task_and_network_is_explained(
     out = tmp_path / "out"
     data = write(tmp_path / name)
     ended = program(
-        save(tmp_path / "m", study, random_weights(study)), "--data", data, "--out", out
+        *(save(tmp_path / "m", study, random_weights(study)), "--data", data, "--out", out),
+        *("--record", 1, "--record", 2),
     )
     assert ended.code == 0, ended.err
     found = json.loads((out / "explanation.json").read_text())
@@ -267,10 +268,21 @@ def test_a_planted_letter_is_the_largest_of_its_record(tmp_path: Path) -> None:
     found = explain(folder, letters(tmp_path / "r.csv"))
     first = found.records[0]
     assert first.cells == tuple("ACTGAGCA")
-    assert (first.explained, round(first.score, 4), first.baseline) == ("yes", 4, 0)
+    assert (first.words.explained, round(first.score, 4), first.baseline) == ("yes", 4, 0)
     for values in first.values.values():
         assert values.argmax() == 5
     assert found.records[1].cells == tuple("ACTGA")
+
+
+def test_how_far_it_is_is_told_step_by_step(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    data = table(tmp_path / "r.csv")
+    explain(model(tmp_path / "m"), data, (1,), lambda what, share: told.append((what, share)))
+    shares = [share for _, share in told]
+    assert shares[0] == 0
+    assert shares == sorted(set(shares))
+    assert 0.7 < shares[-1] < 1
+    assert ("permutation importance", 3 / 16) in told
 
 
 def test_values_are_shown_as_they_were_written(tmp_path: Path) -> None:
@@ -286,7 +298,7 @@ def test_values_are_shown_as_they_were_written(tmp_path: Path) -> None:
         ("67 years", "12.5", "b"),
         ("30 years", "missing", "missing"),
     ]
-    assert [one.answer for one in found.records] == ["yes", "no"]
+    assert [one.words.own for one in found.records] == ["yes", "no"]
 
 
 def test_an_explanation_that_is_not_of_the_model_is_flagged(

@@ -14,12 +14,12 @@ from client.explain.methods import (
     Subject,
     attention_weights,
     integrated_gradients,
-    log_odds,
     rank_correlation,
 )
 from shared_models.inputs import input_spec
-from shared_models.label import UNSCALED, label
+from shared_models.label import label
 from shared_models.study import Study
+from shared_models.target import log_odds
 from tests.client.explain.models import (
     ANSWER,
     LINEAR,
@@ -75,13 +75,11 @@ def subject_of(study: Study, network: torch.nn.Module, inputs: Any = None) -> Su
     elif inputs is None:
         inputs = draw.random((count, *spec.shape), dtype=np.float32)
     classes = np.arange(len(inputs)) % max(2, len(study.data.classes))
-    bounds = (0.0, 300.0) if not study.data.classes else UNSCALED
     return Subject(
         network,
         torch.as_tensor(inputs),
         torch.as_tensor(classes),
-        label(study).kind,
-        bounds,
+        label(study),
         layout_of(study),
     )
 
@@ -108,9 +106,7 @@ def test_a_score_of_the_points_themselves_is_that_of_the_records(study: Study) -
         rows = torch.arange(len(subject.inputs))
         found = subject.score(subject.points(), rows)
         outputs = subject.network(subject.inputs)
-    torch.testing.assert_close(
-        found, log_odds(subject.kind, outputs, subject.classes, subject.bounds)
-    )
+    torch.testing.assert_close(found, subject.target.scores(outputs, subject.asked))
 
 
 def test_of_a_linear_model_they_are_weight_times_value() -> None:
@@ -119,11 +115,47 @@ def test_of_a_linear_model_they_are_weight_times_value() -> None:
     )
     values = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
     subject = subject_of(table_study(), network, values)
-    yes = replace(subject, classes=torch.ones(2, dtype=torch.int64))
+    yes = replace(subject, asked=torch.ones(2, dtype=torch.int64))
     for method in ("integrated_gradients", "occlusion"):
         found = METHODS[method](yes)
         assert found is not None
         np.testing.assert_allclose(found, (np.arange(8) - 3) * values, atol=1e-6)
+
+
+def test_the_way_of_a_large_record_is_summed_in_fewer_steps() -> None:
+    """A kink makes the sum never fit, so that as many steps are taken as there may be."""
+
+    def steps(numbers: int) -> int:
+        taken = []
+
+        def score(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            taken.append(len(rows) * points.requires_grad)
+            return torch.where(points[:, 0] > 0.7, 1e3, 0.0) + points.sum(dim=1)
+
+        integrated_gradients(score, torch.ones(1, numbers), torch.zeros(1, numbers))
+        return sum(taken)
+
+    assert steps(8) == 64 + 128 + 256 + 512
+    assert steps(96 * 96 * 3) == 64 + 128
+
+
+def test_of_several_parts_each_says_nothing_and_those_that_are_there_still_are() -> None:
+    number = {"kind": "number", "low": 0, "high": 1}
+    study = study_of(
+        "fusion", {"a": number, "p": {**PICTURE, "missing": "constant"}}, {"name": "fusion"}
+    )
+    pixels = 3 * 14 * 10
+    records = torch.rand(2, 1 + pixels + 2)
+    records[:, -2:] = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    subject = Subject(
+        random_weights(study), records, torch.ones(2).long(), label(study), layout_of(study)
+    )
+    found = subject.baselines()
+    assert (found[:, 0] == 0).all()
+    pictures = records[:, 1:-2].reshape(2, 3, -1)
+    flat = pictures.mean(dim=2, keepdim=True).expand_as(pictures)
+    torch.testing.assert_close(found[:, 1:-2].reshape(2, 3, -1), flat)
+    assert (found[:, -2:] == records[:, -2:]).all()
 
 
 def test_of_a_number_they_are_in_its_unit() -> None:
@@ -141,12 +173,10 @@ def test_the_log_odds_of_a_class_are_those_of_its_probability() -> None:
     outputs = torch.randn(5, 4, dtype=torch.float64)
     classes = torch.tensor([0, 1, 2, 3, 1])
     chance = outputs.softmax(dim=1).gather(1, classes[:, None])[:, 0]
-    torch.testing.assert_close(
-        log_odds("multiclass", outputs, classes, UNSCALED), (chance / (1 - chance)).log()
-    )
-    one = torch.tensor([[2.0]])
-    assert log_odds("binary", one, torch.tensor([1]), UNSCALED).item() == 2
-    assert log_odds("binary", one, torch.tensor([0]), UNSCALED).item() == -2
+    torch.testing.assert_close(log_odds(outputs, classes), (chance / (1 - chance)).log())
+    binary = label(table_study())
+    assert binary.scores(torch.tensor([[2.0]]), torch.tensor([1])).item() == 2
+    assert binary.scores(torch.tensor([[2.0]]), torch.tensor([0])).item() == -2
 
 
 def planted(study: Study, network: torch.nn.Module, inputs: Any, method: str) -> tuple[int, ...]:

@@ -1,15 +1,22 @@
 """Permutation importance: a planted column comes first, and one that is not used has none."""
 
 import numpy as np
+import pytest
 
 from client.data.records import Records
 from client.explain.layout import layout_of
-from client.explain.permutation import RECORDS_MAX, permutation_importance
+from client.explain.permutation import (
+    RECORDS_MAX,
+    RECORDS_MIN,
+    affordable,
+    permutation_importance,
+)
 from shared_models.study import Study
 from tests.client.explain.models import (
     letter_finder,
     random_weights,
     splice_study,
+    study_of,
     table_study,
     weights,
 )
@@ -51,6 +58,31 @@ def test_the_same_records_give_the_same_figures() -> None:
         return [found.loss, *found.rises.tolist(), *found.deviations.tolist()]
 
     assert again(study) == again(study)
+
+
+def tissue_study(side: int) -> Study:
+    picture = {"kind": "image", "height": side, "width": side, "channels": 3}
+    return study_of("image", {"p": picture}, {"name": "cnn", "channels": [32, 64, 64]})
+
+
+def test_of_large_records_fewer_are_asked_about_and_of_small_ones_as_many_as_there_may_be() -> None:
+    """Ten thousand million operations take a core some tenths of a second."""
+    for side, least, most in ((8, RECORDS_MAX, RECORDS_MAX), (96, 16, 40)):
+        study = tissue_study(side)
+        records = records_of(np.zeros((1, 3, side, side), dtype=np.float32), np.array([1]))
+        layout = layout_of(study)
+        assert least <= affordable(random_weights(study), records, len(layout.groups)) <= most
+    assert len(layout.groups) == 16
+    assert affordable(random_weights(study), records, 10**9) == RECORDS_MIN
+
+
+def test_as_many_records_as_can_be_afforded_are_shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = table_study()
+    inputs = np.random.default_rng(1).uniform(-1, 1, (200, 8)).astype(np.float32)
+    records = records_of(inputs, np.arange(200) % 2)
+    monkeypatch.setattr("client.explain.permutation.WORK_MAX", 0)
+    found = permutation_importance(study, random_weights(study), records, layout_of(study))
+    assert found.records == RECORDS_MIN
 
 
 def test_one_record_has_nobody_to_change_with() -> None:
