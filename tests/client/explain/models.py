@@ -31,7 +31,7 @@ def study_of(
             "rounds": 1,
             "data": {"target": "y", "columns": {"y": ANSWER, **columns}, **data},
             "model": dict(model),
-            "training": {"learning_rate": 0.1, "local_steps": 1},
+            "training": {"learning_rate": 0.1},
             "privacy": {"mode": "none"},
         }
     )
