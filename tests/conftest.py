@@ -1,4 +1,4 @@
-"""The order of the suite: files that wait for processes begin first, so that none is waited for last."""
+"""The order of the suite: files that wait for processes begin first, not last."""
 
 import pytest
 
