@@ -216,7 +216,7 @@ def _line(name: str, found: dict[Kind, list[Found]], rows: dict[Kind, Row]) -> s
 def _figure(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}".removeprefix("0") if abs(value) < 1 else f"{value:.1f}"
+    return f"{value:.3f}".removeprefix("0") if abs(value) <= 1 else f"{value:.1f}"
 
 
 def write_table(lines: dict[str, str]) -> None:
