@@ -111,7 +111,7 @@ def kill_sites(folder: Path, pairs: int, seed: int) -> None:
 
 
 def test_sites_killed_at_any_moment_release_nothing_without_its_debit(tmp_path: Path) -> None:
-    kill_sites(tmp_path, pairs=8, seed=1)
+    kill_sites(tmp_path, pairs=4, seed=1)
 
 
 @pytest.mark.soak
